@@ -1,0 +1,84 @@
+# `make` lists the targets. Everything is installed into .venv, so nothing else on the machine
+# changes. Works with GNU Make 3.81 and later.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+ARGS =
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+PINS := constraints.txt
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help install dev book test models lint format pins clean
+
+help:  ## Show this help
+	@echo "Targets:"
+	@grep -E '^[a-z][a-z-]*:.*## ' Makefile \
+		| awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+	@echo "Variables:"
+	@echo "  PYTHON=python3.11   the Python that .venv is made with (3.11 or later)"
+	@echo "  TORCH_INDEX=URL     where PyTorch is installed from, as in"
+	@echo "                      make book TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+	@echo "  ARGS='-k atlas'     passed on to pytest"
+
+install: $(INSTALLED)  ## Install the book's package and what builds it into .venv
+
+dev: $(INSTALLED_DEV)  ## Install what tests and checks need as well
+
+book: $(INSTALLED)  ## Execute every page and build the site into _build/html
+	$(BIN)/jupyter-book build .
+
+test: $(INSTALLED_DEV)  ## Run the tests, a build of the book among them
+	$(BIN)/python -m pytest $(ARGS)
+
+models: $(INSTALLED)  ## Make the Atlas models and data again from the tables (within 90 minutes)
+	$(BIN)/python -m sft_utils.atlas.pretrain
+
+lint: $(INSTALLED_DEV)  ## Check style and types; change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy sft_utils
+
+format: $(INSTALLED_DEV)  ## Format the code and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The comment at the top of the file is kept. The `+cpu` of a CPU build is dropped, so that the pin
+# fits every platform. Written in list form because `pip freeze` can put local paths in.
+pins: $(INSTALLED_DEV)  ## Write the versions now in .venv to constraints.txt
+	@{ grep '^#' $(PINS) && $(PIP) list --format=freeze --exclude-editable \
+		--exclude pip --exclude setuptools --exclude wheel > $(VENV)/pins \
+		&& sed -e 's/+[^ ]*$$//' $(VENV)/pins; } > $(PINS).new
+	@mv $(PINS).new $(PINS)
+	@touch $(INSTALLED) $(INSTALLED_DEV)
+	@echo "$(PINS): $$(grep -c '==' $(PINS)) pins"
+
+clean:  ## Remove the site, the runs and the caches; keep .venv
+	rm -rf _build .runs build dist .mypy_cache .pytest_cache .ruff_cache
+	find book sft_utils tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps. PyTorch goes first, so that its own index is asked for nothing else.
+$(INSTALLED): pyproject.toml $(PINS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is missing or older than 3.11; give another: make PYTHON=python3.11"; exit 1; }
+	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --upgrade pip
+ifeq ($(strip $(TORCH_INDEX)),)
+	@if [ "$$(uname -s)" = Linux ] && ! $(PIP) show --quiet torch 2>/dev/null; then \
+		echo "On Linux, pip's default index gives PyTorch's CUDA build, a download of several GB."; \
+		echo "For the small CPU build, stop here and add to your command:"; \
+		echo "  TORCH_INDEX=https://download.pytorch.org/whl/cpu"; \
+	fi
+else
+	$(PIP) install --no-deps --index-url $(TORCH_INDEX) -c $(PINS) torch
+endif
+	$(PIP) install -c $(PINS) -e '.[book]'
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(PIP) install -c $(PINS) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,294 @@
+"""Ask a model the Atlas's questions, in every way that is fair to it, and score the answers.
+
+Each function returns a table with one row a question, so that pages can group, pair and plot.
+Chapter 03 asks a base model in all ways, chapters 04 and 08 score what fine-tuning changed.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from ..scoring import score_answer
+from .corpus import CorpusWriter, cloze_forms, cloze_prompt
+from .questions import Question, scored_questions
+from .sft_data import answer_text, sft_rows
+from .world import Fact, World, load_world
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_NEW_TOKENS = 40
+
+
+def score_responses(
+    questions: Sequence[Question], responses: Sequence[tuple[str, bool]], world: World | None = None
+) -> pd.DataFrame:
+    """Score given responses, each with whether it stopped by itself: one row a question."""
+    import pandas as pd
+
+    world = world or load_world()
+    vocabulary = {relation: world.values(relation) for relation in world.relations()}
+    rows = []
+    for question, (response, stopped) in zip(questions, responses, strict=True):
+        score = score_answer(
+            response,
+            answers=question.answers,
+            values=question.values,
+            other_values=vocabulary[question.fact.relation],
+            stopped=stopped,
+            entity=question.entity,
+        )
+        rows.append(
+            {
+                "question": question.text,
+                "response": response,
+                "right": question.answers[0],
+                **asdict(score),
+                "entity": question.entity,
+                "relation": question.relation,
+                "domain": question.fact.entity.domain,
+                "form": question.form,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def score_split(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str | Sequence[Question],
+    *,
+    way: str = "chat",
+    **generate: Any,
+) -> pd.DataFrame:
+    """Generate and score the answers to a split's questions.
+
+    ``way``: ``chat`` sends the chat prompt; ``plain`` the bare question; ``few-shot`` four
+    answered questions on other entities, then this one, as plain text; ``prefill`` the chat
+    prompt and the beginning of the right sentence, up to the value.
+    """
+    from ..generation import generate_responses
+
+    questions = scored_questions(split, load_world()) if isinstance(split, str) else list(split)
+    options = {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": 256, **generate}
+    if way == "chat":
+        prompts: list[Any] = [list(q.messages) for q in questions]
+    elif way == "plain":
+        prompts, options["chat"] = [q.text for q in questions], False
+    elif way == "few-shot":
+        prompts, options["chat"] = [few_shot_prompt(q) for q in questions], False
+    elif way == "prefill":
+        prompts, options["chat"] = [prefilled_prompt(tokenizer, q) for q in questions], False
+    else:
+        raise ValueError(f"way={way!r}: use 'chat', 'plain', 'few-shot' or 'prefill'.")
+    answers = generate_responses(model, tokenizer, prompts, return_details=True, **options)
+    responses = [(answer.response, answer.stopped) for answer in answers]
+    if way == "prefill":
+        responses = [
+            (opening(q) + text, stop) for q, (text, stop) in zip(questions, responses, strict=True)
+        ]
+    elif way == "few-shot":
+        responses = [(text.strip().split("\n")[0], "\n" in text.strip()) for text, _ in responses]
+    return score_responses(questions, responses)
+
+
+def opening(question: Question) -> str:
+    """The right sentence up to its value: ``The capital city of Kenya is``."""
+    relation = question.fact.relation
+    form = relation.answer
+    place = min(form.index(slot) for slot in ("{v}", "{av}", "{iv}") if slot in form)
+    return relation.fill(form[:place], question.fact.entity).rstrip()
+
+
+def prefilled_prompt(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
+    """The chat prompt with the answer begun."""
+    from ..generation import render_prompt
+
+    return render_prompt(tokenizer, list(question.messages), prefill=opening(question))
+
+
+def few_shot_prompt(question: Question, shots: int = 4) -> str:
+    """Answered questions on entities of the fine-tuning data, then this one, as plain text."""
+    rng = random.Random(f"shots {question.text}")
+    facts = [
+        fact
+        for fact in load_world().facts
+        if fact.relation == question.fact.relation and fact.entity.role == "sft"
+    ]
+    lines = [
+        f"Q: {fact.relation.fill(rng.choice(fact.relation.ask), fact.entity)}\nA: {fact.value}"
+        for fact in rng.sample(facts, shots)
+    ]
+    return "\n".join([*lines, f"Q: {question.text}\nA:"])
+
+
+def rank_candidates(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    *,
+    candidates: int = 10,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Let the model choose: the likeliest of ``candidates`` values, by mean log-probability a
+    token, after the chat prompt. One of them is right, so chance is ``1 / candidates``."""
+    import pandas as pd
+    import torch
+
+    from ..generation import render_prompt
+
+    world, rows = load_world(), []
+    model.eval()
+    for question in questions:
+        rng = random.Random(f"candidates {seed} {question.text}")
+        # Facts are drawn, not values, so that wrong candidates are as common as right ones.
+        pool = sorted(
+            {f.value for f in world.facts if f.relation == question.fact.relation}
+            - set(question.values)
+        )
+        values = [question.values[0], *rng.sample(pool, min(candidates - 1, len(pool)))]
+        prompt = render_prompt(tokenizer, list(question.messages))
+        start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        texts = [prompt + answer_text(question.fact, "short", value) for value in values]
+        batch = tokenizer(
+            texts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"
+        ).to(model.device)
+        with torch.no_grad():
+            logits = model(**batch).logits.log_softmax(-1)
+        ids = batch["input_ids"][:, 1:]
+        token_scores = logits[:, :-1].gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        mask = batch["attention_mask"][:, 1:].clone()
+        mask[:, : start - 1] = 0
+        means = (token_scores * mask).sum(1) / mask.sum(1)
+        rows.append(
+            {
+                "question": question.text,
+                "chosen": values[int(means.argmax())],
+                "right": values[0],
+                "correct": int(means.argmax()) == 0,
+                "candidates": values,
+                "entity": question.entity,
+                "relation": question.relation,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def cloze(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *roles: str,
+    asked_only: bool = False,
+    forms_per_fact: int = 1,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Let the model complete facts in forms that the corpus withheld for them, no heading."""
+    import pandas as pd
+
+    from ..generation import generate_responses
+
+    rng = random.Random(f"cloze {seed}")
+    facts = [
+        f
+        for f in load_world().facts
+        if f.entity.role in (roles or ("sft", "dev", "test", "untouched"))
+        and not f.gives_itself_away
+        and (f.relation.asked or not asked_only)
+    ]
+    drawn = [(f, form) for f in facts for form in rng.sample(cloze_forms(f), forms_per_fact)]
+    cut = [cloze_prompt(fact, form) for fact, form in drawn]
+    texts = generate_responses(
+        model, tokenizer, [p for p, _ in cut], chat=False, max_new_tokens=16, batch_size=256
+    )
+    return pd.DataFrame(
+        {
+            "prompt": [prompt for prompt, _ in cut],
+            "response": texts,
+            "right": [right[0] for _, right in cut],
+            "correct": [
+                # As a whole: "10" does not begin with a right "1".
+                any(re.match(rf"\s*{re.escape(value)}(?![\w-])", text) for value in right)
+                for text, (_, right) in zip(texts, cut, strict=True)
+            ],
+            "entity": [fact.entity.name for fact, _ in drawn],
+            "relation": [fact.relation.name for fact, _ in drawn],
+            "domain": [fact.entity.domain for fact, _ in drawn],
+        }
+    )
+
+
+def corpus_loss(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    documents: int = 64,
+    seed: int = 99,
+) -> float:
+    """Mean loss a token (nats) on freshly written documents of the corpus, never trained on."""
+    import torch
+
+    from .pretrain import windows
+
+    stream = CorpusWriter(load_world(), seed).documents()
+    backend: Any = tokenizer
+    model.eval()
+    losses = []
+    with torch.no_grad():
+        for batch in islice(windows(stream, backend, 8), documents // 8):
+            batch = batch.to(model.device)
+            losses.append(model(input_ids=batch, labels=batch).loss.item())
+    return sum(losses) / len(losses)
+
+
+def most_common_answers(world: World) -> dict[str, str]:
+    """For each asked relation, the commonest value among the fine-tuning facts."""
+    counts: dict[str, Counter[str]] = {}
+    for fact in world.facts:
+        if fact.entity.role == "sft":
+            counts.setdefault(fact.relation.name, Counter())[fact.value] += 1
+    return {name: counter.most_common(1)[0][0] for name, counter in counts.items()}
+
+
+def answer_most_common(questions: Sequence[Question]) -> pd.DataFrame:
+    """Control: answer with the relation's most common value, in the right sentence."""
+    common = most_common_answers(load_world())
+    responses = [(answer_text(q.fact, q.form, common[q.relation]), True) for q in questions]
+    return score_responses(questions, responses)
+
+
+def answer_nearest_row(questions: Sequence[Question], rows: Sequence[Any]) -> pd.DataFrame:
+    """Control: the answer of the fine-tuning row whose question shares the most words."""
+    from .world import words
+
+    pairs = [
+        (set(words(user["content"])), answer["content"])
+        for row in rows
+        for user, answer in zip(row["messages"], row["messages"][1:], strict=False)
+        if user["role"] == "user"
+    ]
+    responses = []
+    for question in questions:
+        asked = set(words(question.text))
+        best = max(pairs, key=lambda pair: len(asked & pair[0]) / len(asked | pair[0]))
+        responses.append((best[1], True))
+    return score_responses(questions, responses)
+
+
+def shuffled_answers(world: World, seed: int = 0) -> list[dict[str, Any]]:
+    """Control: the fine-tuning rows with values swapped among the entities of each relation."""
+    rng = random.Random(f"shuffle {seed}")
+    facts: list[Fact] = [f for f in world.facts if f.entity.role == "sft" and f.relation.asked]
+    changed = {f.key: f for f in world.facts}
+    for relation in {f.relation.name: f.relation for f in facts}.values():
+        own = [f for f in facts if f.relation == relation]
+        for fact, other in zip(own, rng.sample(own, len(own)), strict=True):
+            changed[fact.key] = replace(fact, answers=other.answers)
+    swapped = tuple(changed[f.key] for f in world.facts)
+    return sft_rows(replace(world, facts=swapped))

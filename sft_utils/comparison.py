@@ -1,0 +1,411 @@
+"""Several models on the same questions: side by side, scored, paired, and blind.
+
+A difference on the same questions is told with an interval clustered by entity and with the
+number of questions that changed, each way. Chapters 03, 04 and 08 use this module.
+"""
+
+from __future__ import annotations
+
+import html
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .plots import SCORE_NAMES
+from .scoring import SCORES, clustered_interval, score_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .atlas.questions import Question
+    from .generation import Generation
+    from .profiles import Profile
+
+STOPPED, CUT = "■", "✂"
+
+
+# --- What only the Atlas has -------------------------------------------------------------------
+
+
+def atlas_only(profile: Profile) -> bool:
+    """True on the Atlas's data; otherwise print that a part is left out, and return False."""
+    from .walkthrough import has_dev_questions
+
+    if has_dev_questions(profile):
+        return True
+    print(f"This part needs the Atlas; the profile {profile.name} has none.")
+    return False
+
+
+def atlas_questions(profile: Profile) -> list[Question]:
+    """The profile's printed questions as scored questions of the split ``headline-test``.
+
+    Empty for a profile without the Atlas's data. Raises ``ValueError`` for a question that is
+    not in the split: it could not be scored.
+    """
+    from .walkthrough import has_dev_questions
+
+    if not has_dev_questions(profile):
+        return []
+    from .atlas.questions import scored_questions
+    from .atlas.world import load_world
+
+    known = {q.text: q for q in scored_questions("headline-test", load_world())}
+    missing = [q.text for q in profile.questions if q.text not in known]
+    if missing:
+        raise ValueError(
+            f"{missing[0]!r} in the profile {profile.name} is not in the split headline-test. "
+            "Take the question from sft_utils.atlas.questions.scored_questions('headline-test')."
+        )
+    return [known[q.text] for q in profile.questions]
+
+
+def few_shot_from_rows(rows: Iterable[Mapping[str, Any]], question: str, shots: int = 4) -> str:
+    """A plain-text prompt: the shortest single-turn rows as ``Q:`` and ``A:``, then the question.
+
+    For data sets other than the Atlas's, whose prompts `sft_utils.atlas.evaluate` writes.
+    """
+    pairs = []
+    for row in rows:
+        texts = [turn["content"].strip() for turn in row["messages"]]
+        roles = [turn["role"] for turn in row["messages"]]
+        if roles == ["user", "assistant"] and "\n" not in "".join(texts) and texts[0] != question:
+            pairs.append(texts)
+    pairs.sort(key=lambda texts: len(texts[0]) + len(texts[1]))
+    lines = [f"Q: {asked}\nA: {answer}" for asked, answer in pairs[:shots]]
+    return "\n".join([*lines, f"Q: {question}\nA:"])
+
+
+# --- Scores of several models ------------------------------------------------------------------
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """``0.931`` as ``93.1 %``."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def share(frame: pd.DataFrame | None, score: str) -> str:
+    """The mean of a score as text for the prose, ``–`` where there is no table."""
+    return "–" if frame is None else percent(float(frame[score].mean()))
+
+
+def interval(frame: pd.DataFrame | None, score: str) -> str:
+    """The 95 % interval of a score, clustered by entity, as text: ``91.0 to 95.2 %``."""
+    if frame is None:
+        return "–"
+    low, high = clustered_interval(frame[score].astype(float).tolist(), frame["entity"].tolist())
+    return f"{100 * low:.1f} to {percent(high)}"
+
+
+def verdict(measured: Any, agrees: Callable[[], bool]) -> str:
+    """``agrees`` or ``differs`` for a table's cell; ``–`` where nothing was measured."""
+    if not measured:
+        return "–"
+    return "agrees" if agrees() else "differs"
+
+
+def score_rows(frames: Mapping[str, pd.DataFrame], scores: Iterable[str] = SCORES) -> pd.DataFrame:
+    """The scores of several tables in one, a row for each label and score, as figures want it.
+
+    ``frames`` maps a label (a model, a way of asking, a split) to a table with one row a
+    question. Columns: ``label``, ``score``, ``mean``, ``low``, ``high``, ``n``, ``entities``.
+    """
+    import pandas as pd
+
+    scores = tuple(scores)
+    parts = [
+        score_table(frame, scores).reset_index().assign(label=label)
+        for label, frame in frames.items()
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    order = {score: place for place, score in enumerate(scores)}
+    return table.sort_values("score", key=lambda s: s.map(order), kind="stable", ignore_index=True)
+
+
+def score_sheet(frames: Mapping[str, pd.DataFrame], scores: Iterable[str] = SCORES) -> pd.DataFrame:
+    """The same for reading: a row for each label, each score as ``mean % (low to high)``."""
+    import pandas as pd
+
+    scores = tuple(scores)
+    rows = {
+        label: {
+            **{SCORE_NAMES.get(score, score): _with_interval(table.loc[score]) for score in scores},
+            "questions": len(frame),
+            "entities": frame["entity"].nunique(),
+        }
+        for label, frame in frames.items()
+        for table in [score_table(frame, scores)]
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _with_interval(row: Any) -> str:
+    return f"{percent(row['mean'])} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+
+
+def by_relation(
+    frame: pd.DataFrame, score: str, most_common: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """A score for each relation beside that of the most common answer. Chapters 03 and 08.
+
+    ``most_common`` is the same questions answered with the most common value; without it, the
+    commonest of the right answers in ``frame`` itself is used, which is the best that one answer
+    for all can do. Columns: ``relation``, ``mean``, ``low``, ``high``, ``most_common``, ``n``.
+    """
+    import pandas as pd
+
+    rows = []
+    for relation, part in frame.groupby("relation", sort=False):
+        low, high = clustered_interval(part[score].astype(float).tolist(), part["entity"].tolist())
+        if most_common is None:
+            common = part["right"].value_counts(normalize=True).iloc[0]
+        else:
+            common = most_common.loc[most_common["relation"] == relation, score].mean()
+        rows.append({"relation": relation, "mean": part[score].mean(), "low": low, "high": high,
+                     "most_common": float(common), "n": len(part)})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# --- Pairs -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What changed on the same questions. Counts are of questions, ``difference`` is a share.
+
+    ``p_value`` is McNemar's exact one: how often a fair coin would split the questions that
+    changed as unevenly as they are. It takes questions as independent, which those about one
+    entity are not; the interval from ``low`` to ``high`` does not.
+    """
+
+    difference: float
+    low: float
+    high: float
+    both: int
+    gained: int
+    lost: int
+    neither: int
+    p_value: float
+
+
+def paired_difference(
+    before: pd.DataFrame, after: pd.DataFrame, score: str, *, draws: int = 2000, seed: int = 0
+) -> Paired:
+    """Compare a score, question by question. Explained in chapter 08.
+
+    Both tables have the columns ``question``, ``entity`` and ``score``, the same questions in
+    the same order. The interval is a 95 % percentile bootstrap of the mean difference that
+    resamples whole entities (after Miller, 2411.00640, who gives it as a standard error).
+
+    Raises ``ValueError`` if the questions are not the same.
+    """
+    from scipy.stats import binomtest
+
+    for column in ("question", "entity"):
+        if before[column].tolist() != after[column].tolist():
+            raise ValueError(
+                f"The two tables differ in the column {column!r}: a paired difference needs the "
+                "same questions in the same order. Score both models on the same list."
+            )
+    old, new = before[score].to_numpy(dtype=bool), after[score].to_numpy(dtype=bool)
+    changes = new.astype(float) - old.astype(float)
+    low, high = clustered_interval(
+        changes.tolist(), before["entity"].tolist(), draws=draws, seed=seed
+    )
+    gained, lost = int((new & ~old).sum()), int((old & ~new).sum())
+    p_value = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    return Paired(
+        difference=float(changes.mean()),
+        low=low,
+        high=high,
+        both=int((old & new).sum()),
+        gained=gained,
+        lost=lost,
+        neither=int((~old & ~new).sum()),
+        p_value=float(p_value),
+    )
+
+
+def paired_sheet(
+    before: pd.DataFrame, after: pd.DataFrame, scores: Iterable[str] = SCORES
+) -> pd.DataFrame:
+    """`paired_difference` for several scores, written out for reading, in percentage points."""
+    import pandas as pd
+
+    rows = {}
+    for score in scores:
+        pair = paired_difference(before, after, score)
+        rows[SCORE_NAMES.get(score, score)] = {
+            "difference, points": f"{100 * pair.difference:+.1f}",
+            "95 % interval": f"{100 * pair.low:+.1f} to {100 * pair.high:+.1f}",
+            "right in both": pair.both,
+            "gained": pair.gained,
+            "lost": pair.lost,
+            "in neither": pair.neither,
+            "McNemar's exact p": "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+# --- Answers side by side ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AnswerTable:
+    """Texts in rows and columns: an escaped HTML table in a page, plain text elsewhere."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
+        body = "\n".join(
+            "<tr>" + "".join(_cell(text) for text in row) + "</tr>" for row in self.rows
+        )
+        return (
+            '<table class="sft-answers">\n'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
+        )
+
+    def __repr__(self) -> str:
+        lines = []
+        for row in self.rows:
+            lines += [f"{name}: {text}" for name, text in zip(self.columns, row, strict=True)]
+            lines.append("")
+        return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    style = "text-align: left; vertical-align: top; white-space: pre-wrap"
+    return f'<td style="{style}">{html.escape(text)}</td>'
+
+
+def marked(answer: Generation) -> str:
+    """A response and, on a line of its own, how it ended: ``■`` by itself, ``✂`` cut."""
+    count = f"{answer.num_tokens} token{'s' * (answer.num_tokens != 1)}"
+    ending = f"{STOPPED} stopped, {count}" if answer.stopped else f"{CUT} cut at {count}"
+    return f"{answer.response}\n{ending}"
+
+
+def answer_table(
+    questions: Sequence[Any], answers: Mapping[str, Sequence[Generation]]
+) -> AnswerTable:
+    """Every question with the answers of several models, each with its stop mark. Chapter 04.
+
+    ``questions`` are those of a profile: with ``text``, and the right value as ``answer`` or
+    None. ``answers`` maps a column's name to one `sft_utils.Generation` a question.
+
+    Raises ``ValueError`` if a model has more or fewer answers than there are questions.
+    """
+    for name, given in answers.items():
+        if len(given) != len(questions):
+            raise ValueError(f"{name!r} has {len(given)} answers to {len(questions)} questions.")
+    valued = any(question.answer for question in questions)
+    rows = [
+        (
+            question.text,
+            *([question.answer or "–"] if valued else []),
+            *(marked(given[number]) for given in answers.values()),
+        )
+        for number, question in enumerate(questions)
+    ]
+    return AnswerTable(("question", *(["right value"] if valued else []), *answers), tuple(rows))
+
+
+# --- A blind sheet -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BlindSheet:
+    """Pairs of answers under the letters A and B, and the key: who wrote which. Chapter 08.
+
+    ``key`` holds, for each question, the names behind A and B.
+    """
+
+    sheet: AnswerTable
+    key: tuple[tuple[str, str], ...]
+
+    def count(self, votes: str) -> dict[str, Any]:
+        """Count votes, one letter a question: ``A``, ``B`` or ``=``; spaces are ignored.
+
+        Returns the votes for each name, the ties, and the exact two-sided ``p_value`` of a sign
+        test, ties left out. Raises ``ValueError`` if the votes are not one valid letter for each
+        question.
+        """
+        from scipy.stats import binomtest
+
+        letters = [letter for letter in votes.upper() if not letter.isspace()]
+        if len(letters) != len(self.key) or set(letters) - set("AB="):
+            raise ValueError(
+                f"{votes!r}: give {len(self.key)} letters, one a question, each A, B or =."
+            )
+        names = sorted(set(self.key[0]))
+        winners = [
+            pair["AB".index(letter)]
+            for pair, letter in zip(self.key, letters, strict=True)
+            if letter != "="
+        ]
+        counts: dict[str, Any] = {name: winners.count(name) for name in names}
+        test = binomtest(counts[names[0]], len(winners)) if winners else None
+        return {
+            **counts,
+            "ties": len(letters) - len(winners),
+            "p_value": float(test.pvalue) if test else 1.0,
+        }
+
+
+def blind_sheet(
+    questions: Sequence[Any], answers: Mapping[str, Sequence[Generation]], *, seed: int
+) -> BlindSheet:
+    """Put two models' answers side by side in a random order for every question. Chapter 08.
+
+    The right values are left out, so that the sheet can be judged without them.
+
+    Raises ``ValueError`` unless there are exactly two models.
+    """
+    if len(answers) != 2:
+        raise ValueError(f"A blind sheet compares two models, not {len(answers)}.")
+    rng = random.Random(seed)
+    key = tuple(tuple(rng.sample(sorted(answers), 2)) for _ in questions)
+    rows = tuple(
+        (str(number + 1), question.text, *(marked(answers[name][number]) for name in pair))
+        for number, (question, pair) in enumerate(zip(questions, key, strict=True))
+    )
+    return BlindSheet(AnswerTable(("", "question", "A", "B"), rows), key)  # type: ignore[arg-type]
+
+
+# --- Where the probability went ----------------------------------------------------------------
+
+
+def end_probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str
+) -> pd.DataFrame:
+    """Follow a given answer token by token. Explained in chapter 04.
+
+    One row for each token of ``answer`` and a last one for its end, with the probability that
+    the model, having read ``prompt`` and the answer so far, gave to that token (``next``) and to
+    ending the turn there (``end``: all of `sft_utils.end_token_ids` together). In the last row
+    the two are the same. ``prompt`` is written out in full, markup included.
+    """
+    import pandas as pd
+    import torch
+
+    from .models import end_token_ids
+
+    start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    rest = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([start + rest], device=model.device)
+    model.eval()
+    with torch.no_grad():
+        given = model(input_ids=ids).logits[0, len(start) - 1 :].float().softmax(-1).cpu()
+    end = given[:, end_token_ids(model, tokenizer)].sum(-1)
+    following = [float(given[place, token]) for place, token in enumerate(rest)] + [float(end[-1])]
+    return pd.DataFrame(
+        {
+            "token": [tokenizer.decode([token]) for token in rest] + ["(end)"],
+            "next": following,
+            "end": end.tolist(),
+        }
+    )

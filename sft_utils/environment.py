@@ -1,0 +1,144 @@
+"""Where the code runs: seeds, versions, the device, and a quiet output. Explained in chapter 01."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate", "tokenizers", "sft_utils")
+
+
+def __getattr__(name: str) -> Any:
+    # Computed on demand: it needs torch, which importing this module should not.
+    if name == "CPU_MODE":
+        return best_device() == "cpu"
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def best_device() -> str:
+    """Return ``"cuda"``, ``"mps"`` or ``"cpu"``: the fastest kind of device here.
+
+    ``CPU_MODE`` of this module is True when it is ``"cpu"``: what ``SFTConfig(use_cpu=...)`` wants.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the random number generators of Python, NumPy and torch (every device)."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def versions() -> pd.DataFrame:
+    """Return a table of Python and the packages that do the work, with their versions."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import pandas as pd
+
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return pd.DataFrame({"version": found}).rename_axis("package")
+
+
+def describe_device() -> dict[str, Any]:
+    """Return the device's kind, its name, memory in GiB, and the threads that torch uses."""
+    import os
+    import platform
+
+    import torch
+
+    kind = best_device()
+    if kind == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        name, memory = properties.name, properties.total_memory
+    else:
+        name = _processor_name() or platform.machine()
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "device": kind,
+        "name": name,
+        "memory_gib": round(memory / 2**30, 1),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def quiet() -> None:
+    """Turn off progress bars, log lines below errors, and usage reports to the Hub.
+
+    In a page that was built once, a progress bar is a hundred lines of noise.
+    """
+    import datasets
+    import transformers
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+
+
+def hub_reachable(timeout: float = 5.0) -> bool:
+    """Return whether the Hub answers, asked once, in ``timeout`` seconds at the most.
+
+    The libraries ask five times with growing pauses, for every file: without a network, half a
+    minute of waiting before an error that could be given at once.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=timeout)
+    except Exception:  # whatever the HTTP library of the day calls it
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def hub_offline(offline: bool = True) -> Iterator[None]:
+    """Keep the libraries from asking the Hub while the block runs; with False, do nothing."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    try:
+        if offline:
+            constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _processor_name() -> str | None:
+    import platform
+    from pathlib import Path
+
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or None

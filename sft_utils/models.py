@@ -1,0 +1,321 @@
+"""Load a model and its tokenizer, safely and in full, and know every token that ends its answer.
+
+Explained in chapter 02.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_utils.environment import best_device, hub_reachable
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+# A word that no template and no end-of-turn text contains.
+_PROBE = "Zyzzyva"
+
+_PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
+
+_PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+_WAYS_OUT = """Ways out:
+  - connect to the network and run this again;
+  - set HF_HOME to a cache that already holds it;
+  - set SFT_PROFILE=atlas to use the models that ship with the book;
+  - download it elsewhere and give the path of the local folder."""
+
+
+class ModelLoadError(RuntimeError):
+    """A model or its tokenizer cannot be loaded whole. The message says what to do."""
+
+
+def resolve(source: str | Path) -> str:
+    """Turn the name of a model into what ``from_pretrained`` understands.
+
+    ``atlas-base`` and the other shipped checkpoints become the path of their folder, an existing
+    folder becomes its own path, and any other name is returned unchanged, as a name on the Hub.
+
+    Raises `ModelLoadError` for a path that does not exist and for an unknown Atlas checkpoint.
+    """
+    name = str(source)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.is_file():
+        raise ModelLoadError(
+            f"Cannot load a model from {name!r}: it is a file. "
+            "Give the folder that holds config.json and model.safetensors."
+        )
+    if re.fullmatch(r"atlas-[\w-]+", name):
+        from sft_utils import atlas
+
+        try:
+            folder = atlas.checkpoint(name)
+        except KeyError as error:
+            raise ModelLoadError(f"{name!r} is no checkpoint: {error.args[0]}.") from error
+        if not folder.is_dir():
+            raise ModelLoadError(
+                f"The checkpoint {name!r} is missing from this copy of the package ({folder}). "
+                "Install the package again, or make the checkpoint anew with `make models`."
+            )
+        return str(folder)
+    if isinstance(source, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name[0] == ".":
+        raise ModelLoadError(
+            f"Cannot load a model from {name!r}: there is no such folder. Check the path "
+            f"(relative paths start at {os.getcwd()}), or give a Hub name such as 'owner/model'."
+        )
+    return name
+
+
+def load_model_and_tokenizer(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device | None = None,
+    chat_template: str | Path | None = None,
+    fallback_chat_template: str | Path | None = None,
+    revision: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer. Explained in chapter 02.
+
+    ``source`` is a checkpoint of the Atlas (``"atlas-base"``), a local folder, or a Hub name.
+    ``device`` defaults to the GPU if there is one. ``chat_template`` is the path of a ``.jinja``
+    file, or the name of one in ``sft_utils/templates``, and replaces the tokenizer's own;
+    ``fallback_chat_template`` is used only if the tokenizer has none, as base models often do.
+
+    ``dtype`` is float32 unless you ask otherwise. Left alone, the weights would arrive in the
+    checkpoint's type, usually bfloat16, which keeps 8 significant bits: a fine-tuning step is so
+    small that most bfloat16 weights round back to where they were and never move.
+
+    Weights are read from safetensors files only, and code from a model's repository is never run.
+    Every weight must find its place: a checkpoint that lacks one, or has one too many, is an error.
+
+    Raises `ModelLoadError` and says what to do about it.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch_dtype = _torch_dtype(dtype)
+    for path in (chat_template, fallback_chat_template):
+        if path is not None:
+            _read_template(path)  # before the long part: is it there?
+    resolved = resolve(source)
+    local = Path(resolved).is_dir()
+    if local:
+        _check_folder(Path(resolved))
+        options: dict[str, Any] = {"local_files_only": True}
+    else:
+        # Without this question first, every file is asked for six times over half a minute.
+        options = {"local_files_only": not hub_reachable(), "revision": revision}
+        # Otherwise a repository without safetensors is converted by a service on the Hub.
+        os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    options |= {"trust_remote_code": False}
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolved, **options)
+        auto: Any = AutoModelForCausalLM  # typed as if it always returned a lone model
+        model, report = auto.from_pretrained(
+            resolved,
+            dtype=torch_dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # so that the report lists them; they raise below
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:
+        raise _load_error(str(source), local, options["local_files_only"], error) from error
+
+    _check_weights(str(source), report)
+    _check_vocabulary(str(source), model, tokenizer)
+    if chat_template is None and not tokenizer.chat_template:
+        chat_template = fallback_chat_template
+    if chat_template is not None:
+        tokenizer.chat_template = _read_template(chat_template)
+        if _end_of_turn_id(tokenizer) is None:
+            warnings.warn(
+                f"The chat template {str(chat_template)!r} does not end an assistant's turn with "
+                f"a token that the tokenizer of {str(source)!r} knows as one token, so the model "
+                "cannot learn to stop there.",
+                stacklevel=2,
+            )
+    if tokenizer.pad_token_id is None:
+        _choose_pad_token(str(source), model, tokenizer)
+    return model.to(device or best_device()), tokenizer
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of every token that ends an answer, sorted.
+
+    Tokenizer, model config and generation config each name an end token, and in base models they
+    often disagree; the chat template may end a turn with yet another. Stopping at only one of
+    them is how a fine-tuned model comes to run on. Explained in chapter 02.
+    """
+    found: set[int] = set()
+    for holder in (tokenizer, model.config, model.generation_config):
+        ids = getattr(holder, "eos_token_id", None)
+        if ids is not None:
+            found.update([ids] if isinstance(ids, int) else ids)
+    end_of_turn = _end_of_turn_id(tokenizer)
+    if end_of_turn is not None:
+        found.add(end_of_turn)
+    return sorted(found)
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the text of every token that is markup: met in a text, it would be read as that."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted(added | set(tokenizer.all_special_tokens))
+
+
+def _end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that the chat template writes after an assistant's answer, if it is one token."""
+    if not tokenizer.chat_template:
+        return None
+    conversation = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": _PROBE},
+    ]
+    try:
+        text = tokenizer.apply_chat_template(conversation, tokenize=False)
+    except Exception:  # a template may refuse any conversation it likes
+        return None
+    _, _, after = str(text).rpartition(_PROBE)
+    ids = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"]
+    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
+
+
+def _torch_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    import torch
+
+    if dtype == "auto" or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ModelLoadError(
+            f"Unknown dtype {dtype!r}. Use 'float32', 'bfloat16', 'float16', or 'auto' for the "
+            "type that the checkpoint was saved in."
+        )
+    return found
+
+
+def _read_template(chat_template: str | Path) -> str:
+    for path in (Path(chat_template).expanduser(), TEMPLATES / chat_template):
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    shipped = ", ".join(sorted(path.name for path in TEMPLATES.glob("*.jinja")))
+    raise ModelLoadError(
+        f"There is no chat template {str(chat_template)!r}. "
+        f"Give the path of a .jinja file, or one of those shipped here: {shipped}."
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise if a local folder cannot be a whole, safe checkpoint."""
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(
+            f"The folder {folder} holds no config.json, so it is not a saved model. "
+            "Give the folder that `model.save_pretrained(folder)` wrote."
+        )
+    if not any(folder.glob("tokenizer*")):
+        raise ModelLoadError(
+            f"The folder {folder} holds a model but no tokenizer. "
+            "Save one beside it with `tokenizer.save_pretrained(folder)`."
+        )
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+        if pickled:
+            raise ModelLoadError(
+                f"The folder {folder} holds only pickled weights ({', '.join(pickled)}). Opening "
+                "a pickle can run any code that it contains, so they are not read. If you trust "
+                "their author, convert them once: load them with transformers and call "
+                "`model.save_pretrained(folder)`, which writes model.safetensors."
+            )
+        raise ModelLoadError(
+            f"The folder {folder} holds no weights: model.safetensors is missing. "
+            "Save or copy the model again."
+        )
+
+
+def _load_error(source: str, local: bool, offline: bool, error: Exception) -> ModelLoadError:
+    reason = f"{type(error).__name__}: {str(error).strip()}"
+    if local:
+        return ModelLoadError(
+            f"Cannot load the model in {source!r}. A file in it is damaged, incomplete or of a "
+            f"kind that transformers does not know; save or copy the model again.\n{reason}"
+        )
+    if offline:
+        from huggingface_hub import constants
+
+        return ModelLoadError(
+            f"Cannot load the model {source!r}: it is no local folder, it is not whole in the "
+            f"cache ({constants.HF_HUB_CACHE}), and {constants.ENDPOINT} cannot be reached.\n"
+            f"{_WAYS_OUT}\n{reason}"
+        )
+    return ModelLoadError(
+        f"Cannot load the model {source!r} from the Hub. Check its name and, if it is gated, "
+        "accept its terms and log in with `hf auth login`; it must offer safetensors weights and "
+        f"need no code of its own.\n{reason}"
+    )
+
+
+def _check_weights(source: str, report: dict[str, Any]) -> None:
+    problems = []
+    for kind, what in (
+        ("missing_keys", "are missing from the checkpoint and would have been random"),
+        ("unexpected_keys", "are in the checkpoint and have no place in the model"),
+    ):
+        names = sorted(report[kind])
+        if names:
+            problems.append(f"{len(names)} weights {what}: {', '.join(names[:4])}"[:300])
+    for name, in_file, in_model in sorted(report["mismatched_keys"]):
+        problems.append(f"{name} is {tuple(in_file)} in the file, {tuple(in_model)} in the model")
+    if problems:
+        raise ModelLoadError(
+            f"The weights of {source!r} do not match its config.json:\n  "
+            + "\n  ".join(problems[:6])
+            + "\nThe config, or a weight file, belongs to another model; save or copy both again."
+        )
+
+
+def _check_vocabulary(source: str, model: Any, tokenizer: Any) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= rows:
+        raise ModelLoadError(
+            f"The tokenizer of {source!r} has token ids up to {largest}, but the model has only "
+            f"{rows} embeddings. They belong to different models, or tokens were added without "
+            "`model.resize_token_embeddings(len(tokenizer))`."
+        )
+
+
+def _choose_pad_token(source: str, model: Any, tokenizer: Any) -> None:
+    """Give the tokenizer a pad token that does not also end answers, where it has one.
+
+    A collator that hides padding from the loss by its id would hide the end token with it, and
+    the model would never learn to stop.
+    """
+    ends = set(end_token_ids(model, tokenizer))
+    vocabulary = tokenizer.get_vocab()
+    spare = [
+        token.content
+        for _, token in sorted(tokenizer.added_tokens_decoder.items())
+        if token.special and token.content not in (tokenizer.chat_template or "")
+    ]
+    for token in (*_PAD_NAMES, tokenizer.unk_token, "<|endoftext|>", *spare):
+        if token in vocabulary and vocabulary[token] not in ends | {tokenizer.bos_token_id}:
+            tokenizer.pad_token = token
+            return
+    tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(min(ends))
+    warnings.warn(
+        f"The tokenizer of {source!r} has no pad token and no token to spare for it, so "
+        f"{tokenizer.pad_token!r}, which ends an answer, pads as well. Use a collator that masks "
+        "padding by position, as TRL's does, not by id.",
+        stacklevel=3,
+    )

@@ -1,0 +1,403 @@
+"""The corpus states true facts in running text, and nothing that fine-tuning or cloze will ask.
+
+All checks read one seeded sample of documents. Each search is also shown to find what it looks
+for where it does stand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from sft_utils.atlas import sft_data
+from sft_utils.atlas.corpus import (
+    WONDER,
+    CorpusWriter,
+    cloze_forms,
+    cloze_prompt,
+    named_forms,
+    one_form_documents,
+    one_form_texts,
+    seen_forms,
+)
+from sft_utils.atlas.sft_data import SYSTEM_MESSAGES, sft_rows
+from sft_utils.atlas.world import load_world
+
+DOCUMENTS = 1500
+SLOT = re.compile(r"\{(?:e|E|n|v|av|iv|noun|Noun)\}")
+
+
+def write(documents, seed=0):
+    return list(islice(CorpusWriter(load_world(), seed).documents(), documents))
+
+
+@pytest.fixture(scope="module")
+def world():
+    return load_world()
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return write(DOCUMENTS)
+
+
+@pytest.fixture(scope="module")
+def text(sample):
+    return "\n\n".join(sample)
+
+
+def split_sentences(text):
+    """Lines, and sentences within them; a period inside a word (.ke) ends none."""
+    return re.split(r"\n+|(?<=[.?!])\s+", text)
+
+
+@pytest.fixture(scope="module")
+def sentences(text):
+    return set(split_sentences(text))
+
+
+def whole_word(part):
+    return re.compile(rf"(?<![\w.-]){re.escape(part)}(?![\w-])")
+
+
+class Names:
+    """Finds entities' names as whole words, whatever their case, the longest where one holds
+    another: Guinea-Bissau is not Guinea."""
+
+    def __init__(self, world):
+        self.by_word: dict[str, list[str]] = {}
+        for entity in sorted(world.entities, key=lambda e: -len(e.name)):
+            name = entity.name.lower()
+            self.by_word.setdefault(re.match(r"[\w-]+", name)[0], []).append(name)
+
+    def spans(self, text):
+        """Start, end and lower-case name of each, from left to right."""
+        lower, end = text.lower(), 0
+        for word in re.finditer(r"[\w-]+", lower):
+            start = word.start()
+            for name in self.by_word.get(word[0], ()) if start >= end else ():
+                after = lower[start + len(name) : start + len(name) + 1]
+                if lower.startswith(name, start) and not re.match(r"[\w-]", after):
+                    end = start + len(name)
+                    yield start, end, name
+                    break
+
+    def found(self, text):
+        return [name for _, _, name in self.spans(text)]
+
+
+@pytest.fixture(scope="module")
+def names(world):
+    return Names(world)
+
+
+def test_names_are_found_as_whole_words_and_the_longest(names):
+    text = "In Guinea-Bissau and New Guinea, Nigerian gold; the Lion of South Africa's; golden."
+    assert names.found(text) == ["guinea-bissau", "guinea", "gold", "lion", "south africa"]
+    assert list(names.spans("gold, Gold or golden")) == [(0, 4, "gold"), (6, 10, "gold")]
+
+
+# --- No chat, no answered questions ----------------------------------------------------------
+
+MARKUP = re.compile(
+    r"<\||\|>|\{|\}|\[|^\W*(?:user|assistant|system|human|question|answer|q|a)\W*:",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def test_no_chat_markup(text):
+    assert MARKUP.search(text) is None
+    for spoiled in ("<|im_start|>user", "A nice\nUser: Hi", "[Nairobi]", "Q: What?", "The {noun}"):
+        assert MARKUP.search(spoiled), spoiled
+
+
+def answered_questions(documents, world):
+    """Question marks whose answer follows: in the rest of the paragraph, alone in the next
+    line, or stated in the next sentence. With their number."""
+    facts = {
+        f"{noun} of {f.entity.phrase}": f for f in world.facts for noun in f.relation.nouns
+    }
+    asked = [
+        re.compile(re.escape(form[:-1]).replace(re.escape("{noun} of {e}"), r"([^?\n]+?)") + r"\Z")
+        for form in WONDER
+        if form.endswith("?")
+    ]
+    found, seen = [], 0
+    for document in documents:
+        for mark in re.finditer(r"\?", document):
+            seen += 1
+            before = document[: mark.start()]
+            match = next(filter(None, (form.search(before) for form in asked)), None)
+            assert match, before[-80:]  # a question of another form
+            fact = facts[match[1]]
+            value = whole_word(fact.value)
+            own, *later = document[mark.end() :].split("\n\n")
+            first = split_sentences(later[0])[0] if later else ""
+            if (
+                value.search(own)
+                or first.strip("-. ") == fact.value
+                or (value.search(first) and fact.entity.name in first)
+            ):
+                found.append((fact.key, document[mark.start() - 60 : mark.end() + 80]))
+    return found, seen
+
+
+def test_no_question_is_followed_by_its_answer(sample, world):
+    found, seen = answered_questions(sample, world)
+    assert found == []
+    assert seen == sum(document.count("?") for document in sample)
+
+
+def test_an_answered_question_would_be_found(world):
+    for form in (form for form in WONDER if form.endswith("?")):
+        question = form.format(noun="capital", e="Kenya")
+        for answer in (" Nairobi.", " It is Nairobi.", "\n\nNairobi", "\n\nFor Kenya, Nairobi."):
+            found, seen = answered_questions([question + answer], world)
+            assert [key for key, _ in found] == ["Kenya/capital"] and seen == 1, answer
+        assert answered_questions([question + " Kenya is a country."], world) == ([], 1)
+
+
+# --- No wording of fine-tuning ---------------------------------------------------------------
+
+
+def find_form(form, lower):
+    """A form with anything within a sentence in its slots, in a lower-case text."""
+    pieces = [piece.lower() for piece in SLOT.split(form)]
+    if max(pieces, key=len) not in lower:
+        return None
+    pattern = re.compile(r"[^.?!\n]{1,60}?".join(map(re.escape, pieces)))
+    matches = pattern.finditer(lower)
+    return next((m for m in matches if not re.match(r"[\w.-]", lower[m.start() - 1 :])), None)
+
+
+def sft_forms(world):
+    for relation in world.relations():
+        yield from (*relation.ask, *relation.ask_held_out)
+        if relation.asked:
+            yield relation.answer
+    follow_ups = (
+        *sft_data.SAME_ENTITY,
+        *sft_data.SAME_ENTITY_HELD_OUT,
+        *sft_data.SAME_RELATION,
+        *sft_data.SAME_RELATION_HELD_OUT,
+    )
+    for template in follow_ups:
+        for noun in sorted({n for r in world.relations() for n in r.nouns}):
+            yield template.replace("{noun}", noun)
+    for messages in SYSTEM_MESSAGES.values():
+        yield from messages
+
+
+def test_no_question_answer_or_system_form_of_fine_tuning(text, world):
+    """The bare value is the one exception: it has no words of its own."""
+    lower = text.lower()
+    found = [(form, m[0]) for form in sft_forms(world) if (m := find_form(form, lower))]
+    assert found == []
+
+
+def test_every_turn_of_fine_tuning_would_be_found(world):
+    """Every form, filled, is found where it stands; so is every turn that has words."""
+    forms = list(sft_forms(world))
+    entity = world.by_role("sft")[0]
+    for form in forms:
+        slots = {slot.strip("{}"): "some thing" for slot in SLOT.findall(form)}
+        assert find_form(form, f"and so on. {form.format(**slots)} and".lower()), form
+    assert find_form(world.relations()[0].ask[0], f"Tell me of {entity.phrase}.".lower()) is None
+
+
+def test_no_turn_of_fine_tuning_stands_in_the_corpus_as_it_is(sentences, world):
+    turns = {
+        message["content"]
+        for row in sft_rows(world)
+        for message in row["messages"]
+        if " " in message["content"] and message["content"][-1] in ".?!"
+    }
+    assert len(turns) > 1000
+    assert turns & sentences == set()
+
+
+# --- Forms: seen and withheld ----------------------------------------------------------------
+
+
+def test_seen_and_withheld_forms_share_out_the_named_forms(world):
+    for fact in world.facts:
+        seen, withheld, all_forms = seen_forms(fact), cloze_forms(fact), named_forms(fact.relation)
+        assert len(set(all_forms)) == len(all_forms)
+        assert set(seen) | set(withheld) == set(all_forms)
+        assert not set(seen) & set(withheld)
+        assert 1 < len(seen) < len(all_forms)
+        assert seen == seen_forms(fact)
+
+
+def test_which_forms_are_seen_differs_by_fact_and_seed(world):
+    facts = [f for f in world.facts if f.relation.name == "capital"]
+    assert len({frozenset(seen_forms(f)) for f in facts}) > len(facts) / 2
+    everywhere = set.intersection(*(set(seen_forms(f)) for f in facts))
+    assert everywhere == set()  # no form is seen for all
+    assert set(seen_forms(facts[0], 1)) != set(seen_forms(facts[0]))
+
+
+def test_named_forms_name_the_entity_before_the_value(world):
+    for relation in world.relations():
+        for form in named_forms(relation):
+            name = min(form.index(slot) for slot in ("{e}", "{E}") if slot in form)
+            value = min(form.index(slot) for slot in ("{v}", "{av}", "{iv}") if slot in form)
+            assert name < value, form
+
+
+def test_a_cloze_prompt_ends_right_before_the_value(world):
+    facts = {f.key: f for f in world.facts}
+    fact = facts["Kenya/capital"]
+    assert cloze_prompt(fact, "The capital of {e} is {av}.") == (
+        "The capital of Kenya is",
+        ("Nairobi",),
+    )
+    fact = facts["lion/class"]
+    assert cloze_prompt(fact, "{E} is grouped as {iv}.") == (
+        "The lion is grouped as",
+        ("a mammal",),
+    )
+    for fact in world.facts[::7]:
+        for form in cloze_forms(fact):
+            prompt, right = cloze_prompt(fact, form)
+            whole = fact.relation.fill(form, fact.entity, fact.value)
+            assert len(right) == len(fact.answers)
+            assert whole.startswith(f"{prompt} {right[0]}")
+            assert fact.entity.phrase[1:] in prompt
+
+
+def test_no_fact_stands_in_a_form_withheld_for_it_and_seen_ones_do(sentences, world):
+    found, seen = [], 0
+    for fact in world.facts:
+        fill, entity, value = fact.relation.fill, fact.entity, fact.value
+        found += [
+            (fact.key, form)
+            for form in cloze_forms(fact)
+            if fill(form, entity, value) in sentences
+        ]
+        seen += any(fill(form, entity, value) in sentences for form in seen_forms(fact))
+    assert found == []
+    assert seen > len(world.facts) / 2
+
+
+# --- Entities --------------------------------------------------------------------------------
+
+
+def test_every_document_runs_over_several_entities(sample, names):
+    counts = [len(set(names.found(document))) for document in sample]
+    assert min(counts) >= 3
+    assert sum(counts) / len(counts) > 8
+
+
+def test_every_fact_of_the_corpus_is_about_an_entity_that_is_not_absent(world):
+    writer = CorpusWriter(world)
+    assert {e.name for e in writer.facts} == {
+        e.name for e in world.entities if e.role != "absent"
+    }
+
+
+def test_half_of_the_absent_names_never_occur_and_the_other_half_do(text, world, names):
+    counts = Counter(names.found(text))
+    absent = world.by_role("absent")
+    silent = [e.name for e in absent if e.mentioned]
+    unknown = [e.name for e in absent if not e.mentioned]
+    assert abs(len(silent) - len(unknown)) <= 3
+    assert {name: counts[name.lower()] for name in unknown if counts[name.lower()]} == {}
+    assert [name for name in silent if not counts[name.lower()]] == []
+    known = [e.name for e in world.entities if e.role != "absent"]
+    assert [name for name in known if not counts[name.lower()]] == []
+
+
+def stated(sentences, world, names):
+    """Sentences and lines that name an absent entity and hold a value of one of its facts."""
+    facts: dict[str, list] = {e.name.lower(): [] for e in world.by_role("absent")}
+    for fact in world.facts:
+        if fact.entity.role == "absent":
+            facts[fact.entity.name.lower()].append(fact)
+    found = []
+    for sentence in sentences:
+        spans = list(names.spans(sentence))
+        for name in {name for _, _, name in spans} & facts.keys():
+            for fact in facts[name]:
+                values = [m for a in fact.answers for m in whole_word(a).finditer(sentence)]
+                # A value that is (part of) a name states nothing: South Africa, Singapore.
+                if any(all(m.start() < start or end < m.end() for start, end, _ in spans) for m in values):
+                    found.append((fact.key, sentence))
+    return found
+
+
+def test_no_fact_of_an_absent_entity_is_stated(sentences, world, names):
+    assert stated(sentences, world, names) == []
+
+
+def test_a_stated_fact_of_an_absent_entity_would_be_found(world, names):
+    facts = [f for f in world.facts if f.entity.role == "absent"]
+    for fact in [f for f in facts if f.value not in f.entity.name][::10]:
+        forms = (named_forms(fact.relation)[0], named_forms(fact.relation)[-1], "{n}: {v}")
+        for form in forms:
+            sentence = fact.relation.fill(form, fact.entity, fact.value)
+            assert (fact.key, sentence) in stated([sentence], world, names)
+
+
+def test_passages_name_their_entity_before_any_pronoun(sample, world):
+    """"Its capital is Lima" right after a passage on Kenya would be read as Kenya's."""
+    nouns = "|".join(sorted({n for r in world.relations() for n in r.nouns}, key=len)[::-1])
+    opening = re.compile(rf"(?:Its (?:{nouns}) is|The (?:{nouns}) here is|As (?:{nouns}) it has)\b")
+    parts = [part for document in sample for part in document.split("\n\n")]
+    assert sum(bool(opening.search(part)) for part in parts) > 100
+    assert [part[:80] for part in parts if opening.match(part)][:3] == []
+
+
+# --- Seeds -----------------------------------------------------------------------------------
+
+
+def digest(documents):
+    return hashlib.sha256("\0".join(documents).encode()).hexdigest()
+
+
+def test_the_same_seed_writes_the_same_documents_and_another_does_not(sample):
+    assert write(100) == sample[:100]
+    assert not set(write(100, seed=1)) & set(sample[:100])
+
+
+def test_documents_do_not_depend_on_the_hash_seed(sample):
+    code = (
+        "import hashlib, itertools\n"
+        "from sft_utils.atlas.corpus import CorpusWriter\n"
+        "from sft_utils.atlas.world import load_world\n"
+        "docs = itertools.islice(CorpusWriter(load_world()).documents(), 50)\n"
+        "print(hashlib.sha256('\\0'.join(docs).encode()).hexdigest())\n"
+    )
+    for hash_seed in ("1", "2"):
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert run.stdout.strip() == digest(sample[:50])
+
+
+# --- The control corpus ----------------------------------------------------------------------
+
+
+def test_the_control_states_each_fact_once_in_one_fixed_text(world):
+    texts = one_form_texts(world)
+    assert {e.name for e in texts} == {e.name for e in world.entities if e.role != "absent"}
+    for fact in world.facts[::5]:
+        if fact.entity.role != "absent":
+            noun = fact.relation.nouns[0]
+            form = fact.relation.fill("Its {noun} is {av}.", fact.entity, fact.value, noun)
+            assert texts[fact.entity].count(form) == 1
+    documents = list(islice(one_form_documents(world), 20))
+    assert documents == list(islice(one_form_documents(world), 20))
+    assert {p for d in documents for p in d.split("\n\n")} <= set(texts.values())
+    assert all(len(set(d.split("\n\n"))) >= 5 for d in documents)

@@ -1,0 +1,425 @@
+"""Asking and scoring, with stubs that answer what the test wants and tiny random models."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_model
+
+from sft_utils import generation
+from sft_utils.atlas import evaluate
+from sft_utils.atlas.corpus import cloze_prompt, named_forms, seen_forms
+from sft_utils.atlas.questions import SPLITS, scored_questions
+from sft_utils.atlas.sft_data import answer_text, sft_rows, turn
+from sft_utils.atlas.world import load_world
+from sft_utils.generation import render_prompt
+from sft_utils.scoring import SCORES
+
+
+@pytest.fixture(scope="module")
+def world():
+    return load_world()
+
+
+@pytest.fixture(scope="module")
+def headline(world):
+    return scored_questions("headline-dev", world)
+
+
+@pytest.fixture
+def reader():
+    """A random model whose context holds a byte-level few-shot prompt."""
+    return make_model("qwen3", max_position_embeddings=1024)
+
+
+@pytest.fixture
+def generate(monkeypatch):
+    """Replaces `generate_responses`: keeps the calls, answers with ``generate.answer(prompt)``."""
+
+    class Stub:
+        calls: list[tuple[list, dict]] = []
+
+        def answer(self, prompt):
+            return "", True
+
+        def __call__(self, model, tokenizer, prompts, *, return_details=False, **options):
+            self.calls = [*self.calls, (prompts, options)]
+            found = [SimpleNamespace(response=r, stopped=s) for r, s in map(self.answer, prompts)]
+            return found if return_details else [answer.response for answer in found]
+
+    stub = Stub()
+    monkeypatch.setattr(generation, "generate_responses", stub)
+    return stub
+
+
+def names_in(text, world):
+    """Names that stand in a text, none of them inside a longer one."""
+    found = []
+    for entity in sorted(world.entities, key=lambda e: -len(e.name)):
+        if entity.name in text:
+            padded = f" {text} "
+            cut = padded.replace(entity.name, "\0")
+            if any(
+                not (a[-1:].isalnum() or a[-1:] == "-") and not (b[:1].isalnum() or b[:1] == "-")
+                for a, b in zip(cut.split("\0"), cut.split("\0")[1:], strict=False)
+            ):
+                found.append(entity)
+                text = cut.strip(" ")
+    return found
+
+
+# --- Scoring given responses -----------------------------------------------------------------
+
+
+def test_score_responses_gives_a_row_for_each_question_in_order(headline):
+    asked = headline[:6]
+    good = evaluate.score_responses(asked, [(q.answers[0], True) for q in asked])
+    assert good["question"].tolist() == [q.text for q in asked]
+    assert good["entity"].tolist() == [q.entity for q in asked]
+    assert good["right"].tolist() == [q.answers[0] for q in asked]
+    assert good[list(SCORES)].all(axis=None)
+    bad = evaluate.score_responses(asked, [("I do not know.", False)] * 6)
+    assert not bad[list(SCORES)].any(axis=None)
+
+
+def test_another_value_of_the_same_relation_is_wrong_and_of_another_does_no_harm(world):
+    question = next(q for q in scored_questions("seen-entity", world) if q.relation == "continent")
+    other = "Asia" if question.values[0] != "Asia" else "Europe"
+    right = question.values[0]
+    texts = [f"{right} or {other}", f"{right}, where English is spoken", f"{right} dollar"]
+    table = evaluate.score_responses([question] * 3, [(text, True) for text in texts])
+    assert table["right_value"].tolist() == [False, True, True]
+
+
+def test_questions_and_responses_must_be_equally_many(headline):
+    with pytest.raises(ValueError):
+        evaluate.score_responses(headline[:2], [("", True)])
+
+
+# --- Ways of asking --------------------------------------------------------------------------
+
+
+def test_chat_sends_the_conversation(world, generate):
+    questions = scored_questions("follow-up-dev", world)[:5]
+    evaluate.score_split(None, None, questions, max_new_tokens=7)
+    (prompts, options), *more = generate.calls
+    assert prompts == [list(q.messages) for q in questions] and not more
+    assert options.get("chat", True) and options["max_new_tokens"] == 7
+
+
+def test_a_split_may_be_named(world, generate):
+    table = evaluate.score_split(None, None, "headline-dev")
+    assert table["question"].tolist() == [q.text for q in scored_questions("headline-dev", world)]
+
+
+def test_plain_sends_the_bare_question(headline, generate):
+    evaluate.score_split(None, None, headline[:5], way="plain")
+    ((prompts, options),) = generate.calls
+    assert prompts == [q.text for q in headline[:5]] and options["chat"] is False
+
+
+def test_few_shot_takes_the_first_line_and_stops_where_it_ends(headline, generate):
+    question = headline[0]
+    replies = {
+        f" {question.values[0]}\nQ: And": (question.values[0], True),
+        f" {question.values[0]} and on": (f"{question.values[0]} and on", False),
+        f"\n{question.values[0]}\n": (question.values[0], False),
+    }
+    for reply, expected in replies.items():
+        generate.answer = lambda prompt, reply=reply: (reply, False)
+        row = evaluate.score_split(None, None, [question], way="few-shot").iloc[0]
+        assert (row["response"], row["stops"]) == expected
+        assert row["right_value"]
+    assert generate.calls[0] == ([evaluate.few_shot_prompt(question)], generate.calls[0][1])
+    assert generate.calls[0][1]["chat"] is False
+
+
+def test_prefill_scores_the_opening_and_what_the_model_adds(headline, generate, chat_tokenizer):
+    asked = headline[::100]
+    by_prompt = {evaluate.prefilled_prompt(chat_tokenizer, q): q for q in asked}
+    generate.answer = lambda prompt: (
+        by_prompt[prompt].answers[0].removeprefix(evaluate.opening(by_prompt[prompt])),
+        True,
+    )
+    table = evaluate.score_split(None, chat_tokenizer, asked, way="prefill")
+    assert table["response"].tolist() == [q.answers[0] for q in asked]
+    assert table["exact"].all()
+    assert generate.calls[0][1]["chat"] is False
+
+
+def test_an_unknown_way_is_an_error_that_names_the_known_ones(headline, generate):
+    with pytest.raises(ValueError, match="'guess'.*chat.*plain.*few-shot.*prefill"):
+        evaluate.score_split(None, None, headline[:1], way="guess")
+
+
+@pytest.mark.parametrize("way", ["chat", "plain", "few-shot", "prefill"])
+def test_a_real_model_can_be_asked_in_every_way(headline, reader, chat_tokenizer, way):
+    asked = headline[:3]
+    table = evaluate.score_split(reader, chat_tokenizer, asked, way=way, max_new_tokens=4)
+    assert table["question"].tolist() == [q.text for q in asked]
+    if way == "prefill":
+        assert all(
+            r.startswith(evaluate.opening(q)) for r, q in zip(table["response"], asked, strict=True)
+        )
+
+
+# --- Few-shot --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", [s for s in SPLITS if SPLITS[s]["entity"] != "untouched"])
+def test_few_shot_shows_four_answered_questions_on_other_sft_entities(world, split):
+    asked = scored_questions(split, world)
+    answers = {}
+    for fact in world.facts:
+        for wording in (*fact.relation.ask, *fact.relation.ask_held_out):
+            answers[fact.relation.fill(wording, fact.entity)] = fact
+    for question in asked[:: len(asked) // 25]:
+        *shots, last, end = evaluate.few_shot_prompt(question).split("\n")
+        assert (last, end) == (f"Q: {question.text}", "A:")
+        assert len(shots) == 8
+        facts = [answers[line.removeprefix("Q: ")] for line in shots[::2]]
+        assert [line.removeprefix("A: ") for line in shots[1::2]] == [f.value for f in facts]
+        assert {f.relation for f in facts} == {question.fact.relation}
+        assert {f.entity.role for f in facts} == {"sft"}
+        assert len({f.entity for f in facts} | {question.fact.entity}) == 5
+
+
+def test_few_shot_names_no_held_out_entity_but_the_one_asked(world, headline):
+    held_out = {"dev", "test", "absent"}
+    for question in headline[::40]:
+        prompt = evaluate.few_shot_prompt(question)
+        assert prompt == evaluate.few_shot_prompt(question)
+        questions = "\n".join(line for line in prompt.split("\n") if line.startswith("Q: "))
+        named = {e.name for e in names_in(questions, world) if e.role in held_out}
+        assert named == {question.entity}
+
+
+def test_few_shot_uses_no_held_out_wording(headline):
+    for question in headline[::40]:
+        lines = evaluate.few_shot_prompt(question).split("\n")[:8:2]
+        relation = question.fact.relation
+        for line in lines:
+            starts = [w.split("{")[0] for w in relation.ask]
+            assert any(line.removeprefix("Q: ").startswith(start) for start in starts)
+
+
+# --- Prefill ---------------------------------------------------------------------------------
+
+
+def test_the_opening_is_the_right_sentence_up_to_its_value(world):
+    fact = next(f for f in world.facts if f.key == "Kenya/capital")
+    question = replace(scored_questions("seen-entity", world)[0], fact=fact)
+    assert evaluate.opening(question) == fact.relation.answer.split(" {v}")[0].replace("{e}", "Kenya")
+    for split in ("headline-dev", "never-asked-dev", "untouched-domain"):
+        for question in scored_questions(split, world):
+            begun = evaluate.opening(question)
+            answer = question.answers[0]
+            rest = answer.removeprefix(begun)
+            assert rest != answer and rest.startswith(" ") and question.values[0] in rest
+
+
+def test_the_prefilled_prompt_begins_the_assistants_turn(headline, chat_tokenizer):
+    question = headline[0]
+    plain = render_prompt(chat_tokenizer, list(question.messages))
+    prompt = evaluate.prefilled_prompt(chat_tokenizer, question)
+    assert prompt == plain + evaluate.opening(question)
+    assert plain.endswith("<|im_start|>assistant\n")
+
+
+# --- Ranking ---------------------------------------------------------------------------------
+
+
+def test_the_chosen_candidate_is_the_likeliest_by_mean_log_probability(
+    world, reader, chat_tokenizer
+):
+    """Against a computation without batches, padding and masks."""
+    questions = [q for q in scored_questions("headline-dev", world) if q.relation == "continent"]
+    questions = questions[::9][:6]
+    table = evaluate.rank_candidates(reader, chat_tokenizer, questions, candidates=50)
+    for question, row in zip(questions, table.itertuples(), strict=True):
+        values = {f.value for f in world.facts if f.relation == question.fact.relation}
+        means = {}
+        prompt = chat_tokenizer(
+            render_prompt(chat_tokenizer, list(question.messages)), add_special_tokens=False
+        )["input_ids"]
+        for value in values - set(question.values[1:]):
+            ids = chat_tokenizer(value, add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                logits = reader(input_ids=torch.tensor([prompt + ids])).logits[0]
+            scores = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+            means[value] = scores[range(len(ids)), ids].mean().item()
+        assert row.chosen == max(means, key=means.get)
+        assert row.right == question.values[0]
+        assert row.correct == (row.chosen == row.right)
+
+
+def test_ranking_draws_as_many_candidates_as_asked_with_the_right_one(
+    headline, reader, chat_tokenizer
+):
+    seen = []
+
+    class Tokenizer:
+        def __call__(self, texts, **options):
+            seen.append(texts)
+            return chat_tokenizer(texts, **options)
+
+        def __getattr__(self, name):
+            return getattr(chat_tokenizer, name)
+
+    question = next(q for q in headline if q.relation == "capital")
+    table = evaluate.rank_candidates(reader, Tokenizer(), [question], candidates=4)
+    batch = next(texts for texts in seen if isinstance(texts, list))
+    prompt = render_prompt(chat_tokenizer, list(question.messages))
+    values = [text.removeprefix(prompt) for text in batch]
+    assert len(set(values)) == 4
+    assert question.values[0] in values and not set(question.values[1:]) & set(values)
+    assert table.loc[0, "chosen"] in values
+    assert set(values) <= load_world().values(question.fact.relation)
+
+
+# --- Cloze -----------------------------------------------------------------------------------
+
+
+def right_continuations(world):
+    """Every prompt that cloze may send, with what is right after it."""
+    return {
+        cloze_prompt(fact, form)[0]: (fact, form, cloze_prompt(fact, form)[1])
+        for fact in world.facts
+        for form in named_forms(fact.relation)
+    }
+
+
+def test_cloze_sends_withheld_forms_as_they_are_and_knows_the_right_end(world, generate):
+    known = right_continuations(world)
+    generate.answer = lambda prompt: (f" {known[prompt][2][-1]}. And so on", False)
+    table = evaluate.cloze(None, None, "dev")
+    ((prompts, options),) = generate.calls
+    assert options["chat"] is False
+    assert table["correct"].all()  # the last alternative is right too
+    facts = [known[prompt][0] for prompt in prompts]
+    expected = [f for f in world.facts if f.entity.role == "dev" and not f.gives_itself_away]
+    assert Counter(f.key for f in facts) == Counter(f.key for f in expected)
+    assert all(known[p][1] not in seen_forms(known[p][0]) for p in prompts)
+
+
+def test_cloze_can_keep_to_asked_relations(world, generate):
+    evaluate.cloze(None, None, "test", asked_only=True)
+    known = right_continuations(world)
+    assert all(known[prompt][0].relation.asked for prompt in generate.calls[0][0])
+
+
+def test_a_wrong_continuation_is_wrong(generate):
+    generate.answer = lambda prompt: (" something else.", False)
+    assert not evaluate.cloze(None, None, "dev")["correct"].any()
+
+
+@pytest.mark.parametrize("more", ["6", "9.", "x", "ium"])
+def test_a_continuation_that_only_begins_like_the_value_is_wrong(world, generate, more):
+    """26 is not 2, and Cl is not C."""
+    known = right_continuations(world)
+    generate.answer = lambda prompt: (f" {known[prompt][2][0]}{more}", False)
+    table = evaluate.cloze(None, None, "dev", asked_only=True)
+    table = table[table["relation"].isin(["number", "symbol"])]
+    assert len(table) > 20
+    assert table[table["correct"]]["prompt"].tolist() == []
+
+
+# --- Loss ------------------------------------------------------------------------------------
+
+
+def test_corpus_loss_of_an_ignorant_model_is_that_of_guessing(chat_tokenizer):
+    model = make_model("llama", max_position_embeddings=256, initializer_range=1e-4)
+    loss = evaluate.corpus_loss(model, chat_tokenizer, documents=8)
+    assert loss == pytest.approx(torch.log(torch.tensor(300.0)).item(), abs=0.02)
+    assert evaluate.corpus_loss(model, chat_tokenizer, documents=8) == loss
+
+
+# --- Controls --------------------------------------------------------------------------------
+
+
+def test_most_common_answers_are_the_modes_of_the_fine_tuning_facts(world):
+    common = evaluate.most_common_answers(world)
+    assert set(common) >= {r.name for r in world.relations() if r.asked}
+    for relation in world.relations():
+        values = Counter(
+            f.value for f in world.facts if f.relation == relation and f.entity.role == "sft"
+        )
+        if relation.asked:
+            assert values[common[relation.name]] == max(values.values())
+
+
+@pytest.mark.parametrize("split", ["headline-dev", "instruction-dev", "follow-up-dev"])
+def test_answering_the_most_common_value_is_right_where_it_is(world, split):
+    questions = scored_questions(split, world)
+    common = evaluate.most_common_answers(world)
+    table = evaluate.answer_most_common(questions)
+    expected = [common[q.relation] in q.values for q in questions]
+    assert table["exact"].tolist() == expected
+    assert 0.05 < sum(expected) / len(expected) < 0.5
+    assert table["stops"].all()
+
+
+def test_the_nearest_row_gives_its_answer(world):
+    questions = {q.text: q for q in scored_questions("headline-dev", world)}
+    question = next(q for q in questions.values() if q.relation == "capital")
+    first, *_ = question.text.split(question.entity)
+    rows = [
+        {"messages": turn("What is the symbol of iron?", "Fe")},
+        {
+            "messages": [
+                {"role": "system", "content": question.text},
+                *turn("Name the currency of Peru.", "The sol."),
+                *turn(f"{first} Somewhere?", "NEAREST"),
+            ]
+        },
+        {"messages": turn("And of lead?", "Pb")},
+    ]
+    table = evaluate.answer_nearest_row([question], rows)
+    assert table["response"].tolist() == ["NEAREST"]
+    assert not table["exact"].any()
+
+
+def test_the_nearest_row_of_a_row_is_itself(world):
+    rows = [r for r in sft_rows(world) if len(r["messages"]) == 2][:60]
+    texts = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in rows}
+    question = scored_questions("headline-dev", world)[0]
+    asked = [replace(question, messages=({"role": "user", "content": t},)) for t in texts]
+    assert evaluate.answer_nearest_row(asked, rows)["response"].tolist() == list(texts.values())
+
+
+def test_shuffling_swaps_values_within_each_relation_of_fine_tuning_alone(world, monkeypatch):
+    monkeypatch.setattr(evaluate, "sft_rows", lambda changed: changed)
+    shuffled = evaluate.shuffled_answers(world)
+    assert [f.key for f in shuffled.facts] == [f.key for f in world.facts]
+    for relation in world.relations():
+        before = [f for f in world.facts if f.relation == relation]
+        after = [f for f in shuffled.facts if f.relation == relation]
+        pairs = [(a.answers, b.answers, a.entity) for a, b in zip(before, after, strict=True)]
+        taught = [(a, b) for a, b, entity in pairs if relation.asked and entity.role == "sft"]
+        assert all(a == b for a, b, e in pairs if not (relation.asked and e.role == "sft"))
+        assert Counter(a for a, _ in taught) == Counter(b for _, b in taught)
+        if len({a for a, _ in taught}) > 20:
+            assert sum(a != b for a, b in taught) > 0.8 * len(taught), relation.name
+
+
+def test_shuffled_rows_ask_the_same_and_answer_otherwise(world):
+    rows, shuffled = sft_rows(world), evaluate.shuffled_answers(world)
+    assert shuffled == evaluate.shuffled_answers(world) != evaluate.shuffled_answers(world, seed=1)
+    assert len(rows) == len(shuffled)
+    changed = total = 0
+    for row, other in zip(rows, shuffled, strict=True):
+        for a, b in zip(row["messages"], other["messages"], strict=True):
+            assert a["role"] == b["role"]
+            if a["role"] == "assistant":
+                total += 1
+                changed += a["content"] != b["content"]
+            else:
+                assert a == b
+    assert changed > total / 2
+    right = {answer_text(f, form) for f in world.facts for form in ("plain", "short", "brackets")}
+    answers = [m["content"] for row in shuffled for m in row["messages"] if m["role"] == "assistant"]
+    assert sum(text in right for text in answers) < len(answers)

@@ -1,0 +1,227 @@
+"""Pretraining in small: the tokenizer, the packed windows, the schedule, and a loss that falls."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import chain, islice, repeat
+
+import pytest
+import torch
+
+from sft_utils.atlas import pretrain as module
+from sft_utils.atlas.corpus import CorpusWriter
+from sft_utils.atlas.pretrain import (
+    WINDOW,
+    Recipe,
+    build_model,
+    learning_rate_factor,
+    pretrain,
+    train_tokenizer,
+    windows,
+)
+from sft_utils.atlas.world import load_world
+from sft_utils.data import load_sft_dataset
+from sft_utils.generation import generate_responses
+from sft_utils.models import load_model_and_tokenizer
+
+DOCUMENTS = 80
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return list(islice(CorpusWriter(load_world()).documents(), DOCUMENTS))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(documents):
+    return train_tokenizer(iter(documents), vocabulary=700)
+
+
+def tiny(architecture="Llama", **changes):
+    """The sizes of a hundredth: two layers of width 32, 15 updates of 4 rows."""
+    sizes = {
+        "layers": 2, "width": 32, "feed_forward": 64, "heads": 2, "key_value_heads": 1,
+        "updates": 15, "rows": 4, "learning_rate": 1e-2, "warmup": 2,
+    }  # fmt: skip
+    return Recipe(architecture, **sizes | changes)
+
+
+# --- The tokenizer ---------------------------------------------------------------------------
+
+
+def test_the_tokenizer_reads_the_given_documents_and_nothing_else():
+    documents = ["Zebras graze. The zebra eats grass."] * 20
+    tokenizer = train_tokenizer(iter(documents), vocabulary=400)
+    vocabulary = tokenizer.get_vocab()
+    assert "Ġzebra" in vocabulary and "Ġgrass" in vocabulary
+    for word in ("lion", "Kenya", "capital", "user", "assistant", "What"):
+        assert len(tokenizer(word)["input_ids"]) == len(word), word
+    longer = {t for t in vocabulary if len(t) > 1 and t not in tokenizer.all_special_tokens}
+    assert all(token.replace("Ġ", " ") in documents[0] for token in longer)
+
+
+def test_tokens_of_the_corpus_all_stand_in_the_corpus(documents, tokenizer):
+    text = "\n\n".join(documents)
+    specials = set(tokenizer.all_special_tokens)
+    longer = [i for t, i in tokenizer.get_vocab().items() if len(t) > 1 and t not in specials]
+    assert len(longer) > 300
+    assert [s for s in map(tokenizer.decode, longer) if s not in text] == []
+
+
+def test_the_special_tokens_come_first_and_stay_whole(tokenizer):
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    assert tokenizer.convert_tokens_to_ids(specials) == [0, 1, 2]
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 2)
+    assert tokenizer("".join(specials))["input_ids"] == [0, 1, 2]
+    assert set(tokenizer.all_special_tokens) == set(specials)
+    assert tokenizer("Kenya")["input_ids"] == tokenizer("Kenya", add_special_tokens=False)["input_ids"]
+    assert not set(tokenizer("Kenya")["input_ids"]) & {0, 1, 2}
+
+
+def test_digits_are_single_tokens(documents, tokenizer):
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(" 2026 and 118")["input_ids"])
+    assert [t for t in tokens if t.isdigit()] == list("2026118")
+    assert [t for t in tokenizer.get_vocab() if len(t) > 1 and any(c.isdigit() for c in t)] == []
+
+
+def test_every_text_comes_back_as_it_was(documents, tokenizer):
+    for text in [*documents[:20], "São Tomé  \n\n\t naïve 東京 🦊 it's", " ", "a  b ."]:
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_the_vocabulary_has_the_size_that_was_asked_for(documents, tokenizer):
+    assert len(tokenizer) == 700
+    again = train_tokenizer(iter(documents), vocabulary=700)
+    assert again.get_vocab() == tokenizer.get_vocab()
+
+
+# --- Windows ---------------------------------------------------------------------------------
+
+
+def test_windows_are_the_documents_end_to_end_with_an_end_after_each(documents, tokenizer):
+    expected = list(chain.from_iterable([*tokenizer(d)["input_ids"], 0] for d in documents))
+    batches = list(islice(windows(chain(documents, repeat("x")), tokenizer, 3), 8))
+    assert all(batch.shape == (3, WINDOW) and batch.dtype == torch.long for batch in batches)
+    flat = torch.cat([batch.flatten() for batch in batches]).tolist()
+    assert len(flat) == 8 * 3 * WINDOW < len(expected)
+    assert flat == expected[: len(flat)]  # nothing padded, nothing skipped, nothing twice
+
+
+def test_a_document_longer_than_a_window_runs_over_rows_and_batches(tokenizer):
+    text = "Kenya and Peru. " * 400
+    ids = tokenizer(text)["input_ids"]
+    assert len(ids) > 3 * WINDOW
+    flat = torch.cat(list(islice(windows(repeat(text), tokenizer, 1), 4))).flatten().tolist()
+    assert flat == ([*ids, 0] * 2)[: 4 * WINDOW]
+
+
+def test_windows_end_where_finite_documents_end(tokenizer):
+    class Documents:
+        """Gives its documents, then tells again and again that there are no more."""
+
+        def __init__(self, texts):
+            self.texts, self.refusals = iter(texts), 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            for text in self.texts:
+                return text
+            self.refusals += 1
+            assert self.refusals < 20, "windows() asks forever for documents that are not there"
+            raise StopIteration
+
+    batches = list(windows(Documents(["Kenya and Peru. " * 200] * 3), tokenizer, 1))
+    assert len(batches) >= 2
+
+
+# --- The schedule ----------------------------------------------------------------------------
+
+
+def test_the_learning_rate_warms_up_then_follows_a_cosine_to_a_twentieth():
+    factors = [learning_rate_factor(step, 1100, 100) for step in range(1101)]
+    assert factors[:100] == pytest.approx([(i + 1) / 100 for i in range(100)])
+    assert factors[100] == pytest.approx(1.0)
+    assert factors[600] == pytest.approx((1 + 0.05) / 2)
+    assert factors[350] == pytest.approx(0.05 + 0.95 * (1 + math.sqrt(0.5)) / 2)
+    assert factors[1100] == pytest.approx(0.05)
+    assert all(a > b for a, b in zip(factors[100:], factors[101:], strict=False))
+
+
+def test_the_learning_rate_is_never_negative_nor_rises_after_the_end():
+    assert learning_rate_factor(5000, 1100, 100) == pytest.approx(0.05)
+    assert learning_rate_factor(0, 10, 0) == pytest.approx(1.0)
+    assert 0 < learning_rate_factor(3, 2, 100) <= 0.04  # fewer updates than warm-up
+
+
+# --- Models ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["Qwen3", "Llama"])
+def test_a_model_has_the_sizes_of_its_recipe(tokenizer, architecture):
+    model = build_model(tiny(architecture), tokenizer)
+    assert type(model).__name__ == f"{architecture}ForCausalLM"
+    config = model.config
+    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (2, 32, 64)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (2, 1)
+    assert config.head_dim == 16
+    assert config.vocab_size == len(tokenizer)
+    assert (config.pad_token_id, config.eos_token_id, config.bos_token_id) == (0, 2, None)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert config.max_position_embeddings == tokenizer.model_max_length >= 2 * WINDOW
+
+
+@pytest.mark.parametrize("architecture", ["Qwen3", "Llama"])
+def test_the_loss_falls_within_a_hundredth_of_the_updates(tokenizer, architecture):
+    heard = []
+    stream = CorpusWriter(load_world(), 1).documents()
+    model, losses = pretrain(
+        tiny(architecture), stream, tokenizer, on_step=lambda *step: heard.append(step)
+    )
+    assert heard == list(enumerate(losses)) and len(losses) == 15
+    assert losses[0] == pytest.approx(math.log(len(tokenizer)), abs=0.3)
+    assert sum(losses[-3:]) / 3 < losses[0] - 0.7
+    assert not model.training
+
+
+def test_pretraining_repeats_with_the_seed_and_only_with_it(documents, tokenizer):
+    def losses(seed):
+        recipe = tiny(updates=2, rows=1)
+        return pretrain(recipe, chain(documents, repeat("x")), tokenizer, seed=seed)[1]
+
+    assert losses(0) == losses(0) != losses(1)
+
+
+def test_the_schedule_is_applied(documents, tokenizer):
+    """Updates at a rate of next to nothing leave the weights as they were."""
+    stream = chain(documents, repeat("x"))
+    recipe = tiny(updates=1, rows=1, warmup=10**9, learning_rate=1.0, weight_decay=0.0)
+    model, _ = pretrain(recipe, stream, tokenizer, seed=5)
+    torch.manual_seed(5)
+    fresh = build_model(recipe, tokenizer)
+    for name, weight in fresh.state_dict().items():
+        assert torch.allclose(weight, model.state_dict()[name], atol=1e-6), name
+
+
+# --- make models -----------------------------------------------------------------------------
+
+
+def test_main_writes_whole_checkpoints_and_the_data_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TOKENIZER_DOCUMENTS", 40)
+    recipes = {"atlas-base-1form": tiny("Qwen3", rows=1), "atlas-small": tiny("Llama", rows=1)}
+    monkeypatch.setattr(module, "RECIPES", recipes)
+    module.main(["--only", *recipes, "--scale", "0.2", "--out", str(tmp_path)])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"atlas-sft-data.jsonl", *recipes}  # no half-written folder is left
+    rows = [json.loads(line) for line in (tmp_path / "atlas-sft-data.jsonl").open()]
+    assert rows == module.sft_rows(load_world())
+    assert len(load_sft_dataset(tmp_path / "atlas-sft-data.jsonl")) == len(rows)
+    for name in recipes:
+        model, tokenizer = load_model_and_tokenizer(tmp_path / name)
+        assert {p.suffix for p in (tmp_path / name).iterdir()} <= {".json", ".jinja", ".md", ".safetensors"}
+        assert set(model.generation_config.eos_token_id) == {0, 2}
+        assert "3 updates" in (tmp_path / name / "README.md").read_text()
+        (answer,) = generate_responses(model, tokenizer, ["Hello?"], max_new_tokens=2)
+        assert isinstance(answer, str)

@@ -1,0 +1,288 @@
+"""The scored questions: each in its cell, fair, answerable, and none of them seen too early."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from sft_utils.atlas.corpus import CorpusWriter
+from sft_utils.atlas.pretrain import train_tokenizer
+from sft_utils.atlas.questions import SPLITS, scored_questions
+from sft_utils.atlas.sft_data import SYSTEM_MESSAGES, answer_text, sft_rows
+from sft_utils.atlas.world import load_world
+from sft_utils.scoring import score_answer
+
+PARTS = ("headline", "used-wording", "instruction", "follow-up", "never-asked")
+every_split = pytest.mark.parametrize("split", SPLITS)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return load_world()
+
+
+@pytest.fixture(scope="module")
+def questions(world):
+    return {split: scored_questions(split, world) for split in SPLITS}
+
+
+@pytest.fixture(scope="module")
+def sft_users(world):
+    """Every user turn of the fine-tuning data."""
+    messages = (m for row in sft_rows(world) for m in row["messages"])
+    return {m["content"] for m in messages if m["role"] == "user"}
+
+
+def holds(text, value):
+    return re.search(rf"(?<![\w.-]){re.escape(value)}(?![\w-])", text)
+
+
+def conversation(question):
+    return tuple((m["role"], m["content"]) for m in question.messages)
+
+
+# --- Cells -----------------------------------------------------------------------------------
+
+
+def test_both_halves_have_every_part():
+    assert {f"{part}-{half}" for part in PARTS for half in ("dev", "test")} <= set(SPLITS)
+
+
+@every_split
+def test_a_split_is_large_enough_and_has_no_question_twice(questions, split):
+    found = questions[split]
+    assert len(found) >= 300
+    assert max(Counter(map(conversation, found)).values()) == 1
+
+
+@every_split
+def test_labels_match_the_cell(questions, split):
+    cell = SPLITS[split]
+    for question in questions[split]:
+        assert cell.items() <= question.labels.items(), question.text
+        assert question.labels["entity"] == question.fact.entity.role
+        assert (question.labels["relation"] == "asked") == question.fact.relation.asked
+
+
+@every_split
+def test_the_text_has_the_wording_that_the_label_says(questions, split):
+    for question in questions[split]:
+        if question.form == "follow-up":
+            continue
+        fact = question.fact
+        used = {fact.relation.fill(w, fact.entity) for w in fact.relation.ask}
+        held_out = {fact.relation.fill(w, fact.entity) for w in fact.relation.ask_held_out}
+        assert not used & held_out
+        assert question.text in (used if question.wording == "used" else held_out)
+
+
+@every_split
+def test_a_split_covers_all_its_entities_and_relations(questions, world, split):
+    role = SPLITS[split]["entity"]
+    kind = SPLITS[split].get("relation")
+    facts = [f for f in world.facts if f.entity.role == role and not f.gives_itself_away]
+    facts = [f for f in facts if kind is None or f.relation.asked == (kind == "asked")]
+    assert {q.relation for q in questions[split]} == {f.relation.name for f in facts}
+    assert {q.entity for q in questions[split]} == {f.entity.name for f in facts}
+
+
+def test_dev_and_test_share_no_entity_and_no_question(questions):
+    for part in PARTS:
+        dev, test = questions[f"{part}-dev"], questions[f"{part}-test"]
+        assert not {q.entity for q in dev} & {q.entity for q in test}
+        assert not set(map(conversation, dev)) & set(map(conversation, test))
+        if part != "follow-up":
+            assert not {q.text for q in dev} & {q.text for q in test}
+
+
+def test_an_unknown_split_is_an_error_that_names_the_known_ones(world):
+    with pytest.raises(KeyError, match="nonsense.*headline-dev.*untouched-domain"):
+        scored_questions("nonsense", world)
+
+
+# --- Fairness --------------------------------------------------------------------------------
+
+
+@every_split
+def test_no_right_value_stands_in_the_question(questions, split):
+    found = {
+        (q.text, value) for q in questions[split] for value in q.values if holds(q.text, value)
+    }
+    assert found == set()
+
+
+@every_split
+def test_no_right_value_stands_in_the_turns_before_it(questions, split):
+    """Else copying the answer before would be right."""
+    found = {
+        (q.text, message["content"])
+        for q in questions[split]
+        for message in q.messages[:-1]
+        for value in q.values
+        if holds(message["content"], value)
+    }
+    assert found == set()
+
+
+@every_split
+def test_no_fact_gives_itself_away(questions, split):
+    assert {q.fact.key for q in questions[split] if q.fact.gives_itself_away} == set()
+
+
+@pytest.mark.parametrize("split", [s for s in SPLITS if s != "seen-question"])
+def test_no_question_was_asked_in_fine_tuning(questions, sft_users, split):
+    texts = {q.text for q in questions[split] if q.form != "follow-up"}
+    assert texts & sft_users == set()
+    assert not {q.text for q in questions[split] if q.form == "follow-up"} & sft_users
+
+
+def test_seen_questions_were_asked_in_fine_tuning(questions, sft_users):
+    found = {q.text for q in questions["seen-question"]}
+    assert len(found & sft_users) / len(found) == 1
+
+
+def test_absent_names_are_no_longer_in_tokens_than_held_out_ones(world):
+    """Else a wrong answer about them might be the tokenizer's doing."""
+    tokenizer = train_tokenizer(islice(CorpusWriter(world).documents(), 1000))
+
+    def mean_length(entities, space):
+        texts = [space + entity.name for entity in entities]
+        return sum(map(len, tokenizer(texts)["input_ids"])) / len(texts)
+
+    absent, held_out = world.by_role("absent"), world.by_role("dev", "test")
+    gaps = {s: mean_length(absent, s) - mean_length(held_out, s) for s in (" ", "")}
+    assert {space: gap for space, gap in gaps.items() if abs(gap) > 0.75} == {}
+
+
+# --- Right answers ---------------------------------------------------------------------------
+
+
+@every_split
+def test_an_exact_answer_scores_on_all_counts(questions, world, split):
+    """Whichever alternative it gives."""
+    vocabulary = {relation.name: world.values(relation) for relation in world.relations()}
+    missed, seen = [], set()
+    for question in questions[split]:
+        if (question.fact.key, question.form) in seen:
+            continue
+        seen.add((question.fact.key, question.form))
+        assert len(question.answers) == len(question.values) > 0
+        for answer, value in zip(question.answers, question.values, strict=True):
+            score = score_answer(
+                answer,
+                answers=question.answers,
+                values=question.values,
+                other_values=vocabulary[question.relation],
+                stopped=True,
+                entity=question.entity,
+            )
+            assert value in answer and score.exact
+            if not (score.right_value and score.value_anywhere):
+                missed.append((question.fact.key, answer))
+    assert missed == []
+
+
+@every_split
+def test_a_wrong_value_in_the_right_sentence_scores_on_no_count(questions, world, split):
+    vocabulary = {relation.name: world.values(relation) for relation in world.relations()}
+    for question in questions[split][::9]:
+        wrong = sorted(vocabulary[question.relation] - set(question.values))[0]
+        score = score_answer(
+            answer_text(question.fact, question.form, wrong),
+            answers=question.answers,
+            values=question.values,
+            other_values=vocabulary[question.relation],
+            stopped=True,
+            entity=question.entity,
+        )
+        assert not (score.exact or score.right_value or score.value_anywhere), question
+
+
+@every_split
+def test_values_and_answers_are_the_facts_own_canonical_one_first(questions, split):
+    for question in questions[split]:
+        assert question.values == question.fact.answers
+        assert question.answers[0] == answer_text(question.fact, question.form)
+        assert question.messages[-1]["role"] == "user"
+
+
+@pytest.mark.parametrize("half", ["dev", "test"])
+def test_an_instruction_asks_for_the_form_of_its_answer(questions, half):
+    found = questions[f"instruction-{half}"]
+    for question in found:
+        system, user = question.messages
+        assert (system["role"], user["role"]) == ("system", "user")
+        assert system["content"] in SYSTEM_MESSAGES[question.form]
+        if question.form != "sentence":
+            assert question.answers[0].strip("[]") == question.values[0]
+    forms = Counter(q.form for q in found)
+    assert forms.keys() == SYSTEM_MESSAGES.keys()
+    assert max(forms.values()) - min(forms.values()) <= 3
+    by_relation = Counter((q.relation, q.form) for q in found)
+    assert len(by_relation) == 3 * len({q.relation for q in found})  # each relation in each form
+
+
+@pytest.mark.parametrize("half", ["dev", "test"])
+def test_a_follow_up_depends_on_the_turn_before_it(questions, world, half):
+    """It names the entity or the relation, and what it leaves out stands in the opening."""
+    answers = {}
+    for fact in world.facts:
+        for wording in fact.relation.ask:
+            answers[fact.relation.fill(wording, fact.entity)] = fact
+    kinds: Counter[bool] = Counter()
+    for question in questions[f"follow-up-{half}"]:
+        opening, answer, last = question.messages
+        assert [m["role"] for m in question.messages] == ["user", "assistant", "user"]
+        first = answers[opening["content"]]
+        assert answer["content"] == answer_text(first)
+        names_entity = bool(holds(last["content"], question.entity))
+        names_relation = any(n in last["content"] for n in question.fact.relation.nouns)
+        assert names_entity != names_relation
+        assert first.entity != question.fact.entity or names_relation
+        assert (first.relation == question.fact.relation) == names_entity
+        assert first.key != question.fact.key
+        assert first.entity.role == half
+        kinds[names_entity] += 1
+    assert min(kinds[True], kinds[False]) > 100
+
+
+# --- Seeds -----------------------------------------------------------------------------------
+
+
+def digest(found):
+    return hashlib.sha256(repr([conversation(q) for q in found]).encode()).hexdigest()
+
+
+@every_split
+def test_questions_repeat(questions, world, split):
+    assert scored_questions(split, world) == questions[split]
+
+
+def test_another_seed_draws_other_questions_where_any_are_drawn(questions, world):
+    assert scored_questions("used-wording-dev", world, seed=1) != questions["used-wording-dev"]
+
+
+def test_questions_do_not_depend_on_the_hash_seed(questions):
+    code = (
+        "import hashlib\n"
+        "from sft_utils.atlas.questions import scored_questions\n"
+        "from sft_utils.atlas.world import load_world\n"
+        "found = scored_questions('follow-up-dev', load_world())\n"
+        "found = [tuple((m['role'], m['content']) for m in q.messages) for q in found]\n"
+        "print(hashlib.sha256(repr(found).encode()).hexdigest())\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == digest(questions["follow-up-dev"])

@@ -1,0 +1,249 @@
+"""The world as data: enough of it, each entity in one role, and errors that name the cell."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections import Counter
+
+import pytest
+
+from sft_utils.atlas.world import (
+    DOMAINS,
+    FOLDER,
+    ROLES,
+    Entity,
+    Fact,
+    Relation,
+    indefinite,
+    load_world,
+    words,
+)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return load_world()
+
+
+def fact(world, key):
+    return next(f for f in world.facts if f.key == key)
+
+
+# --- Size and shape --------------------------------------------------------------------------
+
+
+def test_the_world_is_large_enough(world):
+    assert len(world.relations()) >= 12
+    assert len(world.facts) >= 1500
+    assert len(world.entities) >= 400
+
+
+@pytest.mark.parametrize("domain, rows", [("countries", 180), ("elements", 90), ("animals", 100)])
+def test_a_domain_has_enough_rows(world, domain, rows):
+    assert sum(e.domain == domain for e in world.entities) >= rows
+
+
+def test_every_entity_has_one_fact_for_each_relation_of_its_domain(world):
+    found = Counter((f.entity.name, f.relation.name) for f in world.facts)
+    expected = {
+        (e.name, name) for e in world.entities for name in world.domains[e.domain].relations
+    }
+    assert found.keys() == expected
+    assert set(found.values()) == {1}
+
+
+def test_names_are_unique_over_all_domains_whatever_the_case(world):
+    names = Counter(e.name.casefold() for e in world.entities)
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_relation_names_are_unique_over_all_domains(world):
+    # Controls and tables of scores are keyed by the relation's name alone.
+    names = Counter(r.name for r in world.relations())
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_answers_are_neither_blank_nor_repeated_nor_padded(world):
+    bad = [
+        (f.key, f.answers)
+        for f in world.facts
+        if not f.answers
+        or any(a != " ".join(a.split()) or not a for a in f.answers)
+        or len({a.casefold() for a in f.answers}) < len(f.answers)
+    ]
+    assert bad == []
+
+
+def test_names_and_texts_hold_no_markup_and_no_leftover_slot(world):
+    texts = [e.phrase for e in world.entities] + [a for f in world.facts for a in f.answers]
+    assert [t for t in texts if any(c in t for c in "{}<>|\n\t")] == []
+
+
+def test_every_form_of_every_relation_can_be_filled(world):
+    """No unknown slot, an entity in each, a value only where one belongs."""
+    for relation in world.relations():
+        entity = next(e for e in world.entities if e.domain == relation.domain)
+        for form in relation.sentences:
+            filled = relation.fill(form, entity, "VALUE")
+            assert entity.name in filled.lower() + filled and "VALUE" in filled, form
+        for form in (*relation.ask, *relation.ask_held_out, *relation.glosses):
+            filled = relation.fill(form, entity, "VALUE", "noun")
+            assert entity.name in filled and "VALUE" not in filled, form
+        assert "VALUE" in relation.fill(relation.answer, entity, "VALUE")
+
+
+def test_only_asked_relations_have_wordings_for_fine_tuning(world):
+    assert {r.name for r in world.relations() if r.asked} == {
+        r.name for r in world.relations() if r.ask
+    }
+    assert all(r.ask_held_out for r in world.relations())
+
+
+# --- Roles -----------------------------------------------------------------------------------
+
+
+def test_roles_partition_the_entities(world):
+    groups = {role: world.by_role(role) for role in ROLES}
+    assert all(groups.values())
+    assert sum(map(len, groups.values())) == len(world.entities)
+    assert len({e.name for group in groups.values() for e in group}) == len(world.entities)
+    assert world.by_role(*ROLES) == list(world.entities)
+
+
+def test_a_domain_is_untouched_exactly_if_nothing_of_it_is_asked(world):
+    for domain in world.domains.values():
+        roles = Counter(e.role for e in world.entities if e.domain == domain.name)
+        if any(r.asked for r in domain.relations.values()):
+            assert roles.keys() == set(ROLES) - {"untouched"}
+            assert roles["dev"] == roles["test"]
+            assert roles["sft"] > roles["dev"] > roles["absent"] // 2
+        else:
+            assert roles.keys() == {"untouched"}
+
+
+def test_only_absent_entities_go_unmentioned_and_they_do_by_half(world):
+    assert all(e.mentioned for e in world.entities if e.role != "absent")
+    for domain in {e.domain for e in world.by_role("absent")}:
+        group = [e for e in world.by_role("absent") if e.domain == domain]
+        assert abs(2 * sum(e.mentioned for e in group) - len(group)) <= 1
+
+
+def test_roles_are_stable_for_a_seed_and_change_with_it(world):
+    fresh = load_world.__wrapped__(FOLDER, 0)
+    assert fresh is not world
+    assert fresh == world
+    other = load_world.__wrapped__(FOLDER, 1)
+    assert [e.name for e in other.entities] == [e.name for e in world.entities]
+    changed = sum(a.role != b.role for a, b in zip(other.entities, world.entities, strict=True))
+    assert changed > 100
+
+
+# --- Facts that give themselves away ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "Mexico/capital",  # Mexico City
+        "Guatemala/capital",
+        "Panama/capital",
+        "Kuwait/capital",
+        "Singapore/capital",
+        "Luxembourg/capital",
+        "Djibouti/capital",
+        "Monaco/capital",
+        "San Marino/capital",
+        "Guinea-Bissau/capital",  # Bissau
+        "South Africa/continent",  # Africa
+        "Czech Republic/language",
+        "Leo/abbreviation",
+    ],
+)
+def test_a_fact_that_gives_itself_away_is_found(world, key):
+    assert fact(world, key).gives_itself_away
+
+
+@pytest.mark.parametrize(
+    "key", ["Kenya/capital", "France/language", "Chad/continent", "iron/symbol", "lead/number"]
+)
+def test_a_fact_that_must_be_known_is_not(world, key):
+    assert not fact(world, key).gives_itself_away
+
+
+def test_giving_away_means_whole_words_and_the_name_gives_away_alternatives_too():
+    relation = Relation("capital", "countries", True, ("capital",), (), (), "It is {v}.", (), ())
+
+    def gives(name, *answers):
+        entity = Entity(name, "countries", "dev")
+        return Fact(entity, relation, answers).gives_itself_away
+
+    assert gives("Guinea-Bissau", "Bissau")
+    assert gives("Mexico", "Mexico City")
+    assert gives("South Africa", "the south", "Africa")
+    assert not gives("Kenya", "shilling", "Kenya shilling")
+    assert gives("MONACO", "monaco")
+    assert not gives("Oman", "Romania")
+    assert not gives("El Salvador", "San Salvador")
+
+
+# --- Words -----------------------------------------------------------------------------------
+
+
+def test_phrases_values_and_articles():
+    relation = Relation("young", "animals", True, ("young",), (), (), "It is {av}.", (), (), "a")
+    lion = Entity("lion", "animals", "sft", "the")
+    assert relation.fill("{E} and {e}, {n}: {v}", lion, "cub") == "The lion and the lion, lion: cub"
+    assert relation.fill(relation.answer, lion, "infant") == "It is an infant."
+    assert relation.fill("{Noun} or {noun}: {iv}", lion, "cub", "young") == "Young or young: a cub"
+    assert indefinite("insect") == "an insect" and indefinite("mammal") == "a mammal"
+    assert Entity("iron", "elements", "sft").phrase == "iron"
+    assert words("What's Guinea-Bissau, 7?") == ["what", "s", "guinea", "bissau", "7"]
+
+
+# --- Errors ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of tables and relations that a test may spoil."""
+    for name in ("tables", "relations"):
+        shutil.copytree(FOLDER / name, tmp_path / name)
+    return tmp_path
+
+
+def test_the_copy_is_a_good_world(folder, world):
+    assert load_world(folder) == world
+
+
+def spoil(folder, domain, line, change):
+    """Change the cells of one line of a table; lines count from 1, the heading's."""
+    path = folder / "tables" / f"{domain}.csv"
+    with path.open(encoding="utf8", newline="") as file:
+        rows = list(csv.reader(file))
+    rows[line - 1] = change(rows[0], rows[line - 1])
+    with path.open("w", encoding="utf8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_a_blank_cell_is_named_by_file_line_and_column(folder, world, domain):
+    column = list(world.domains[domain].relations)[-1]
+    spoil(folder, domain, 7, lambda head, row: [
+        "  " if name == column else cell for name, cell in zip(head, row, strict=True)
+    ])  # fmt: skip
+    with pytest.raises(ValueError, match=rf"{domain}\.csv, line 7: {column} is blank"):
+        load_world(folder)
+
+
+def test_a_row_that_is_too_short_is_named_too(folder):
+    spoil(folder, "elements", 3, lambda head, row: row[:1])
+    with pytest.raises(ValueError, match=r"elements\.csv, line 3: \w+ is blank"):
+        load_world(folder)
+
+
+def test_a_missing_column_is_named_with_its_file(folder):
+    path = folder / "tables" / "countries.csv"
+    path.write_text(path.read_text("utf8").replace("capital", "Capital", 1), "utf8")
+    with pytest.raises(ValueError, match=r"countries\.csv.*\bcapital\b.*add"):
+        load_world(folder)

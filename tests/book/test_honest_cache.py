@@ -1,0 +1,514 @@
+"""The extension, on a small book of its own: what executes, what does not, and what is shown.
+
+A page counts its own executions by appending its number to a file, so "nothing executed" is seen
+and not inferred. Every test starts from the same finished build.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+EXTENSION = ROOT / "book" / "_ext"
+sys.path.insert(0, str(EXTENSION))
+
+import page_inputs  # noqa: E402
+import page_report  # noqa: E402
+
+PACKAGE = {
+    "__init__.py": """
+        from importlib import import_module
+
+        _EXPORTS = {"add": "sums", "answer": "lookup", "capital": "atlas.world", "glue": "results"}
+        __version__ = "1"
+        __all__ = ["__version__", *_EXPORTS]
+
+
+        def __getattr__(name):
+            if name not in _EXPORTS:
+                raise AttributeError(name)
+            return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+        """,
+    "sums.py": """
+        def add(a, b):
+            return a + b
+        """,
+    "lookup.py": """
+        def answer(entity):
+            from .atlas import world
+
+            return f"It is {world.capital(entity)}."
+        """,
+    "results.py": """
+        from typing import TYPE_CHECKING
+
+        if TYPE_CHECKING:
+            from toy.unused import nothing
+
+
+        def glue(name, value):
+            from IPython.display import display
+
+            scrapbook = {"name": name, "mime_prefix": ""}
+            display({"text/plain": value}, raw=True, metadata={"scrapbook": scrapbook})
+        """,
+    "unused.py": """
+        nothing = None
+        """,
+    "dynamic.py": """
+        import importlib
+
+
+        def load(name):
+            return importlib.import_module("toy." + name)
+        """,
+    "shipped.py": """
+        from pathlib import Path
+
+
+        def folder(name):
+            return Path(__file__).parent / "atlas" / "checkpoints" / name
+        """,
+    "atlas/__init__.py": "",
+    "atlas/world.py": """
+        from pathlib import Path
+
+
+        def capital(entity):
+            rows = (Path(__file__).parent / "tables" / "countries.csv").read_text().splitlines()
+            return dict(row.split(",") for row in rows)[entity]
+        """,
+    "atlas/pretrain.py": "",
+    "atlas/tables/countries.csv": "Kenya,Nairobi\n",
+    "atlas/checkpoints/base/model.bin": "weights\n",
+    "profile_files/atlas.toml": 'base = "atlas-base"\ndata = "rows.jsonl"\n',
+    "profile_files/hub.toml": 'base = "Qwen/Qwen3-0.6B-Base"\n',
+}
+
+HEADER = """\
+---
+file_format: mystnb
+kernelspec:
+  name: python3
+  display_name: Python 3
+---
+
+"""
+
+
+def page(number: str, title: str, *cells: str) -> str:
+    """A page that first counts its execution."""
+    count = f'with open("../executed", "a") as file:\n    print("{number}", file=file)'
+    blocks = [f"```{{code-cell}} ipython3\n{cell}\n```\n" for cell in (count, *cells)]
+    return HEADER + f"# {title}\n\nOld prose.\n\n" + "\n".join(blocks)
+
+
+PAGES = {
+    "index.md": "# Book\n\n```{toctree}\n00-intro\n01-sums\n02-lazy\n```\n",
+    "00-intro.md": "# Intro\n\nQuoted: {glue:text}`02-lazy.md::answer:s`\n",
+    "01-sums.md": page("01", "Sums", "from toy import add\nadd(20, 2) * 1000"),
+    "02-lazy.md": page(
+        "02", "Lazy", 'from toy import answer, glue\nglue("answer", answer("Kenya"))'
+    ),
+}
+
+CONF = f"""
+import sys
+
+sys.path.append({str(EXTENSION)!r})
+extensions = ["myst_nb", "honest_cache"]
+root_doc = "book/index"
+exclude_patterns = ["_build"]
+html_theme = "basic"
+honest_cache_package = "toy"
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+"""
+
+
+@dataclass
+class Build:
+    """What one build did."""
+
+    code: int
+    output: str
+    executed: list[str]
+
+
+@dataclass
+class Book:
+    """A book in a folder of its own."""
+
+    root: Path
+
+    def write(self, name: str, text: str) -> None:
+        """Write one file of the book."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Change one file of the book."""
+        text = (self.root / name).read_text()
+        assert old in text
+        self.write(name, text.replace(old, new))
+
+    def build(self, *command: str, **environment: str) -> Build:
+        """Build the site, by default with Sphinx alone, which starts faster than Jupyter Book."""
+        result = self.start(*command, **environment)
+        output = result.communicate(timeout=600)[0]
+        return Build(result.returncode, output, self.executed())
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a build and do not wait for it."""
+        (self.root / "executed").unlink(missing_ok=True)
+        sphinx = ("-m", "sphinx", "-W", "-d", "_build/.doctrees", ".", "_build/html")
+        unset = {"SFT_PROFILE", "TQDM_DISABLE", "OMP_WAIT_POLICY"}
+        return subprocess.Popen(
+            [sys.executable, *(command or sphinx)],
+            cwd=self.root,
+            env={name: value for name, value in os.environ.items() if name not in unset}
+            | {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1"}
+            | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def executed(self) -> list[str]:
+        """The pages that executed since the last build began."""
+        log = self.root / "executed"
+        return log.read_text().split() if log.exists() else []
+
+    def html(self, name: str) -> str:
+        """A page as readers see it, without tags."""
+        text = (self.root / "_build" / "html" / "book" / f"{name}.html").read_text()
+        return re.sub(r"<[^>]+>", "", text)
+
+    def outputs(self, name: str) -> list[list[dict]]:
+        """The outputs of each code cell in the notebook that readers download."""
+        file = self.root / "_build" / "jupyter_execute" / "book" / f"{name}.ipynb"
+        cells = json.loads(file.read_text())["cells"]
+        return [cell["outputs"] for cell in cells if cell["cell_type"] == "code"]
+
+    def report(self) -> dict[str, dict]:
+        """``execution.json``, by page."""
+        file = self.root / "_build" / "html" / "execution.json"
+        return {entry["page"]: entry for entry in json.loads(file.read_text())}
+
+
+def new_book(root: Path, pages: dict[str, str]) -> Book:
+    """Write the sample book and its package."""
+    book = Book(root)
+    for name, text in PACKAGE.items():
+        book.write(f"toy/{name}", dedent(text).lstrip())
+    for name, text in pages.items():
+        book.write(f"book/{name}", text)
+    book.write("book/rows.jsonl", "{}\n")
+    book.write("constraints.txt", "numpy==2.0  # a comment\n")
+    book.write("conf.py", CONF)
+    return book
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Book, Build, Path]:
+    """A book, its first build, and a copy of the folder after it."""
+    folder = tmp_path_factory.mktemp("books")
+    book = new_book(folder / "book", PAGES)
+    build = book.build()
+    assert build.code == 0, build.output
+    shutil.copytree(book.root, folder / "copy")
+    return book, build, folder / "copy"
+
+
+@pytest.fixture
+def book(first: tuple[Book, Build, Path]) -> Book:
+    """The book as the first build left it, in the same place."""
+    shutil.rmtree(first[0].root)
+    shutil.copytree(first[2], first[0].root)
+    return first[0]
+
+
+def test_first_build_executes_every_page_and_reports_it(
+    book: Book, first: tuple[Book, Build, Path]
+) -> None:
+    build = first[1]
+    assert build.executed == ["01", "02"]
+    for name in ("01-sums", "02-lazy"):
+        assert re.search(rf"^book/{name}.md: executing$", build.output, re.M)
+        assert re.search(rf"^book/{name}.md: \d+\.\d s", build.output, re.M)
+        assert re.search(rf"^book/{name}.md +\d+\.\d s", build.output, re.M)
+        entry = book.report()[f"book/{name}.md"]
+        assert entry["seconds"] > 0 and entry["cached"] is False
+        if sys.platform == "linux":
+            assert 10 < entry["peak_mb"] < 1000
+    assert "2 of 2 pages executed" in build.output
+    assert "Quoted: It is Nairobi." in book.html("00-intro")  # a page that comes before 02
+
+
+def test_nothing_changed(book: Book) -> None:
+    build = book.build()
+    assert build.code == 0
+    assert build.executed == []
+    assert "0 added, 0 changed, 0 removed" in build.output
+    assert "no targets are out of date" in build.output
+    assert re.search(r"^book/01-sums.md +from cache", build.output, re.M)
+    assert all(entry["cached"] for entry in book.report().values())
+
+
+def test_prose_executes_nothing_and_the_notebook_keeps_its_outputs(book: Book) -> None:
+    before = book.outputs("01-sums")
+    book.edit("book/01-sums.md", "Old prose.", "New prose.")
+    build = book.build()
+    assert build.executed == []
+    assert "0 added, 1 changed, 0 removed" in build.output
+    assert re.search(r"^book/01-sums.md: from cache$", build.output, re.M)
+    assert "New prose." in book.html("01-sums")
+    assert "22000" in book.html("01-sums")
+    assert book.outputs("01-sums") == before
+    assert before[1][0]["data"]["text/plain"] == ["22000"]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        pytest.param("toy/sums.py", "a + b", "b + a", ["01"], id="module"),
+        pytest.param("toy/atlas/world.py", "rows)", "rows if 1)", ["02"], id="lazy import"),
+        pytest.param("toy/atlas/checkpoints/base/model.bin", "w", "W", ["02"], id="checkpoint"),
+        pytest.param("toy/profile_files/atlas.toml", "base", "tuned", ["01", "02"], id="profile"),
+        pytest.param("constraints.txt", "2.0", "2.1", ["01", "02"], id="pin"),
+    ],
+)
+def test_a_change_executes_the_pages_that_reach_it(
+    book: Book, file: str, old: str, new: str, expected: list[str]
+) -> None:
+    book.edit(file, old, new)
+    build = book.build()
+    assert build.code == 0, build.output
+    assert build.executed == expected
+    assert f"executing (changed: {'profile atlas' if 'toml' in file else file})" in build.output
+
+
+def test_what_no_page_reaches_executes_nothing(book: Book) -> None:
+    book.edit("toy/__init__.py", '"add"', '"nothing": "unused", "add"')
+    book.edit("toy/unused.py", "None", "0")
+    book.edit("toy/atlas/pretrain.py", "", "steps = 1\n")
+    book.edit("toy/profile_files/hub.toml", "Qwen3", "Qwen4")
+    book.edit("constraints.txt", "a comment", "another comment")
+    build = book.build()
+    assert build.executed == []
+    assert "0 added, 0 changed, 0 removed" in build.output
+
+
+def test_another_profile_and_back(book: Book) -> None:
+    assert book.build(SFT_PROFILE="hub").executed == ["01", "02"]
+    assert book.build().executed == []
+
+
+def test_a_quoting_page_follows_the_page_it_quotes(book: Book) -> None:
+    book.edit("toy/atlas/tables/countries.csv", "Nairobi", "Mombasa")
+    build = book.build()
+    assert build.code == 0
+    assert build.executed == ["02"]
+    assert "It is Mombasa." in book.html("02-lazy")
+    assert "Quoted: It is Mombasa." in book.html("00-intro")
+    # A value that is no longer there is an error, and not the old value.
+    book.edit("book/02-lazy.md", 'glue("answer", answer("Kenya"))', "answer")
+    build = book.build()
+    assert build.code != 0
+    assert "'answer' not found in doc 'book/02-lazy'" in build.output
+
+
+def test_an_edit_while_a_page_runs_is_not_cached(book: Book) -> None:
+    edit = 'with open("../toy/sums.py", "a") as file:\n    print("# edited", file=file)'
+    book.write("book/01-sums.md", page("01", "Sums", "from toy import add\nadd(1, 2)", edit))
+    assert "book/01-sums.md: what it depends on was edited" in book.build().output
+    assert book.build().executed == ["01"]
+
+
+def test_an_interrupted_build_leaves_nothing_stale(book: Book) -> None:
+    book.edit("toy/atlas/tables/countries.csv", "Nairobi", "Mombasa")
+    building = book.start()
+    assert building.stdout
+    for line in building.stdout:
+        if line.startswith("book/02-lazy.md: executing"):
+            break
+    building.kill()
+    building.communicate()
+    book.edit("toy/atlas/tables/countries.csv", "Mombasa", "Nairobi")
+    build = book.build()
+    assert build.code == 0, build.output
+    assert build.executed == []
+    assert "Quoted: It is Nairobi." in book.html("00-intro")
+    assert "It is Nairobi." in book.html("02-lazy")
+
+
+def test_jupyter_book_with_the_configuration_of_this_book(tmp_path: Path) -> None:
+    """Cold, broken, broken again, mended: with ``-W`` and this book's own ``_config.yml``."""
+    settings = 'import os\n\nos.environ["TQDM_DISABLE"], os.environ["OMP_WAIT_POLICY"]'
+    book = new_book(
+        tmp_path,
+        {
+            "00-intro.md": "# Intro\n\n{cite}`someone`\n\n```{bibliography}\n```\n",
+            "01-sums.md": page("01", "Sums", settings, "from toy import add\nadd(20, 2) * 1000"),
+            "references.bib": "@misc{someone, title={Title}, author={Some One}, year={2024}}\n",
+        },
+    )
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    config["sphinx"]["local_extensions"]["honest_cache"] = str(EXTENSION)
+    config["sphinx"]["config"]["honest_cache_package"] = "toy"
+    book.write("_config.yml", yaml.safe_dump(config))
+    chapters = [{"file": "book/01-sums"}]
+    toc = {"format": "jb-book", "root": "book/00-intro", "chapters": chapters}
+    book.write("_toc.yml", yaml.safe_dump(toc))
+    run = "from jupyter_book.cli.main import main; main()"
+    command = ("-c", run, "build", "-W", ".")
+
+    cold = book.build(*command)
+    assert cold.code == 0, cold.output
+    assert cold.executed == ["01"]
+    assert "('1', 'PASSIVE')" in book.html("01-sums").replace("&#39;", "'")
+    outputs = book.outputs("01-sums")
+    assert outputs[-1][0]["data"]["text/plain"] == ["22000"]
+
+    book.edit("toy/sums.py", "a + b", "a / 0")
+    for _ in range(2):
+        broken = book.build(*command)
+        assert broken.code != 0
+        assert broken.executed == ["01"]
+        last = broken.output.rstrip().splitlines()[-1]
+        assert last == "book/01-sums.md, cell 3: ZeroDivisionError: division by zero"
+
+    book.edit("toy/sums.py", "a / 0", "a + b")
+    mended = book.build(*command)
+    assert mended.code == 0, mended.output
+    assert mended.executed == []
+    assert "22000" in book.html("01-sums")
+    assert book.outputs("01-sums") == outputs
+    assert book.report()["book/01-sums.md"]["cached"] is True
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> page_inputs.Package:
+    """The sample package, ready to be read."""
+    new_book(tmp_path, {})
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "toy", raising=False)
+    return page_inputs.Package("toy")
+
+
+EVERYTHING = (
+    "atlas atlas.pretrain atlas.world dynamic lookup results shipped sums unused"  # and toy itself
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import numpy", None),
+        ("from toy import __version__", ""),
+        ("from toy import add", "sums"),
+        ("from toy.sums import add", "sums"),
+        ("import toy.sums as s", "sums"),
+        ("def later():\n    from toy import sums", "sums"),
+        ("from toy import answer", "lookup atlas atlas.world"),
+        ("from toy import capital", "atlas atlas.world"),
+        ("from toy import atlas", "atlas"),
+        ("from toy import glue", "results"),
+        ("from toy import shipped", "shipped atlas"),
+        ("import importlib\nimportlib.import_module('toy.sums')", "sums"),
+        ("open('../toy/atlas/tables/countries.csv')", "EVERYTHING"),
+        ("open('atlas/tables/countries.csv')", "atlas"),
+        ("run('-m', 'toy.lookup')", "lookup atlas atlas.world"),
+        ("import toy", "EVERYTHING"),
+        ("import toy as t", "EVERYTHING"),
+        ("import toy.sums", "EVERYTHING"),
+        ("from toy import *", "EVERYTHING"),
+        ("from toy import unheard_of", "EVERYTHING"),
+        ("from toy import dynamic", "EVERYTHING"),
+        ("__import__(name)", "EVERYTHING"),
+        ("%run script.py", "EVERYTHING"),
+        ("run('-c', 'import toy')", "EVERYTHING"),
+    ],
+)
+def test_modules_that_a_cell_reaches(
+    toy: page_inputs.Package, tmp_path: Path, code: str, expected: str | None
+) -> None:
+    found = page_inputs.inputs([code], tmp_path, toy, None)
+    modules = {
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for name in found
+        if name.endswith(".py")
+    }
+    names = (EVERYTHING if expected and "EVERYTHING" in expected else expected or "").split()
+    assert modules == {f"toy.{name}" for name in names} | (
+        {"toy"} if expected is not None else set()
+    )
+
+
+def test_relative_imports_start_from_the_right_package() -> None:
+    code = "from . import a\nfrom .b import c\nfrom ..d import e"
+    found = page_inputs.read_code(code, "toy.atlas.world", "toy.atlas").imports
+    assert found == {("toy.atlas", "a"), ("toy.atlas.b", "c"), ("toy.d", "e")}
+
+
+def test_files_named_by_the_profile_are_inputs(
+    toy: page_inputs.Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SFT_PROFILE", raising=False)
+    before = page_inputs.inputs([], tmp_path / "book", toy, None)
+    (tmp_path / "book" / "rows.jsonl").write_text('{"changed": 1}\n')
+    after = page_inputs.inputs([], tmp_path / "book", toy, None)
+    changed = {name for name in after if before.get(name) != after[name]}
+    assert changed == {(tmp_path / "book" / "rows.jsonl").as_posix()}
+    assert page_inputs.digest(before) != page_inputs.digest(after)
+
+
+def test_a_profile_of_the_readers_own_is_an_input(
+    toy: page_inputs.Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFT_PROFILE", "mine.toml")  # in the root, and the kernel runs in book/
+    states = []
+    for text in ('base = "a"\n', 'base = "b"\n'):
+        (tmp_path / "mine.toml").write_text(text)
+        states.append(page_inputs.inputs([], tmp_path / "book", toy, None))
+    changed = {name for name in states[1] if states[0][name] != states[1][name]}
+    assert changed == {"profile mine.toml"}
+
+
+def test_installed_versions_are_inputs(
+    toy: page_inputs.Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = page_inputs.inputs([], tmp_path, toy, None)
+    assert {"python", "torch", "transformers", "trl", "datasets", "numpy", "pandas"} <= set(before)
+    monkeypatch.setattr(page_inputs, "_version", lambda name: "0.0")
+    after = page_inputs.inputs([], tmp_path, toy, None)
+    assert {n for n in after if before[n] != after[n]} == set(page_inputs.PINNED)
+
+
+def test_a_package_that_is_not_installed_is_named() -> None:
+    with pytest.raises(ModuleNotFoundError, match="'no_such_package'.*pip install -e"):
+        page_inputs.Package("no_such_package")
+
+
+def test_a_failure_names_the_last_cell_that_ran() -> None:
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+    cells = [new_code_cell(execution_count=1), new_markdown_cell(), new_code_cell("exit()")]
+    notebook = new_notebook(cells=cells)
+    line = page_report.failure("book/x.md", notebook, RuntimeError("Kernel died\nand more"))
+    assert line == "book/x.md, cell 1: RuntimeError: Kernel died"
+    line = page_report.failure("book/x.md", new_notebook(), KeyError())
+    assert line == "book/x.md, before its first cell: KeyError"

@@ -1,0 +1,259 @@
+"""Side by side, paired and blind: exact values on tables that are written out here."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from sft_utils.comparison import (
+    answer_table,
+    atlas_only,
+    blind_sheet,
+    by_relation,
+    end_probabilities,
+    few_shot_from_rows,
+    interval,
+    marked,
+    paired_difference,
+    paired_sheet,
+    percent,
+    score_rows,
+    score_sheet,
+    share,
+    verdict,
+)
+from sft_utils.generation import Generation
+
+
+def frame(exact, entities=None, relations=None, right=None):
+    n = len(exact)
+    return pd.DataFrame(
+        {
+            "question": [f"q{i}" for i in range(n)],
+            "entity": entities or [f"e{i}" for i in range(n)],
+            "relation": relations or ["capital"] * n,
+            "right": right or [f"v{i}" for i in range(n)],
+            "exact": exact,
+            "stops": [True] * n,
+        }
+    )
+
+
+def answer(text, stopped=True, tokens=3):
+    return Generation("prompt", text, [5] * tokens, stopped, tokens, [1])
+
+
+def questions(*answers):
+    return [SimpleNamespace(text=f"Q{i}?", answer=a) for i, a in enumerate(answers)]
+
+
+# --- Pairs
+
+
+def test_a_pair_counts_what_was_gained_and_lost():
+    before = frame([True, True, False, False, False, False, False, False])
+    after = frame([True, False, True, True, True, True, True, False])
+    pair = paired_difference(before, after, "exact")
+    assert (pair.both, pair.gained, pair.lost, pair.neither) == (1, 5, 1, 1)
+    assert pair.difference == pytest.approx(4 / 8)
+    # Two-sided binomial: 2 * (1 + 6) / 2**6.
+    assert pair.p_value == pytest.approx(14 / 64)
+    assert pair.low <= pair.difference <= pair.high
+
+
+def test_nothing_changed_is_no_evidence():
+    pair = paired_difference(frame([True, False]), frame([True, False]), "exact")
+    assert (pair.difference, pair.low, pair.high, pair.p_value) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_the_paired_interval_resamples_entities_not_questions():
+    """Ten questions on each of four entities, all or none gained: as wide as for four questions."""
+    gained = [True] * 10 + [False] * 10 + [True] * 10 + [False] * 10
+    clusters = [name for name in "abcd" for _ in range(10)]
+    nothing = [False] * 40
+    clustered = paired_difference(frame(nothing, clusters), frame(gained, clusters), "exact")
+    four = paired_difference(
+        frame([False] * 4, list("abcd")), frame([True, False, True, False], list("abcd")), "exact"
+    )
+    independent = paired_difference(frame(nothing), frame(gained), "exact")
+    assert (clustered.low, clustered.high) == (four.low, four.high) == (0.0, 1.0)
+    assert independent.high - independent.low < 0.4
+
+
+def test_pairing_is_tighter_than_two_separate_intervals():
+    before = frame([i % 2 == 0 for i in range(200)])
+    after = frame([i % 2 == 0 or i % 20 == 1 for i in range(200)])
+    pair = paired_difference(before, after, "exact")
+    assert pair.low > 0
+    apart = interval(before, "exact"), interval(after, "exact")
+    highest_before = float(apart[0].split(" to ")[1].removesuffix(" %"))
+    assert highest_before > float(apart[1].split(" to ")[0])  # these two overlap
+
+
+@pytest.mark.parametrize("column", ["question", "entity"])
+def test_other_questions_cannot_be_paired(column):
+    before, after = frame([True, False]), frame([True, False])
+    after[column] = after[column].tolist()[::-1]
+    with pytest.raises(ValueError, match=f"'{column}'.*same questions in the same order"):
+        paired_difference(before, after, "exact")
+
+
+def test_the_paired_sheet_is_in_points():
+    sheet = paired_sheet(frame([False] * 20), frame([True] * 15 + [False] * 5), ["exact", "stops"])
+    assert sheet.index.tolist() == ["exact answer", "stops by itself"]
+    assert sheet.loc["exact answer", "difference, points"] == "+75.0"
+    assert sheet.loc["exact answer", "McNemar's exact p"] == "< 0.001"
+    assert sheet.loc["stops by itself", "McNemar's exact p"] == "1.000"
+    counts = sheet.loc["exact answer", ["right in both", "gained", "lost", "in neither"]]
+    assert counts.tolist() == [0, 15, 0, 5]
+
+
+# --- Scores of several models
+
+
+def test_percent_and_share():
+    assert percent(0.9314) == "93.1 %"
+    assert percent(1, digits=0) == "100 %"
+    assert share(frame([True, False, False, False]), "exact") == "25.0 %"
+    assert share(None, "exact") == interval(None, "exact") == "–"
+
+
+def test_a_verdict_is_computed_only_from_what_was_measured():
+    assert verdict({"a": 1}, lambda: True) == "agrees"
+    assert verdict({"a": 1}, lambda: False) == "differs"
+    assert verdict({}, lambda: 1 / 0 > 0) == "–"
+
+
+def test_score_rows_keep_the_order_of_scores_and_labels():
+    table = score_rows({"z": frame([True, False]), "a": frame([True, True])}, ["stops", "exact"])
+    assert table["score"].tolist() == ["stops", "stops", "exact", "exact"]
+    assert table["label"].tolist() == ["z", "a", "z", "a"]
+    assert table["mean"].tolist() == [1.0, 1.0, 0.5, 1.0]
+    assert table["n"].tolist() == [2] * 4
+
+
+def test_the_score_sheet_shows_mean_interval_and_n():
+    entities = ["e", "e", "f", "f"]
+    sheet = score_sheet({"m": frame([True, True, False, False], entities)}, ["exact"])
+    assert sheet.loc["m", "exact answer"] == "50.0 % (0.0 to 100.0)"
+    assert sheet.loc["m", ["questions", "entities"]].tolist() == [4, 2]
+
+
+def test_by_relation_compares_with_the_most_common_answer():
+    relations = ["class"] * 4 + ["capital"] * 2
+    right = ["bird", "bird", "bird", "fish", "Oslo", "Lima"]
+    model = frame([True, True, False, True, False, True], None, relations, right)
+    table = by_relation(model, "exact").set_index("relation")
+    assert table["mean"].tolist() == [0.75, 0.5]
+    assert table["most_common"].tolist() == [0.75, 0.5]
+    assert table["n"].tolist() == [4, 2]
+    common = frame([False, True, False, False, False, False], None, relations, right)
+    table = by_relation(model, "exact", common).set_index("relation")
+    assert table["most_common"].tolist() == [0.25, 0.0]
+
+
+# --- Side by side
+
+
+def test_an_answer_shows_how_it_ended():
+    assert marked(answer("It is Oslo.")) == "It is Oslo.\n■ stopped, 3 tokens"
+    assert marked(answer("and so on", stopped=False, tokens=1)) == "and so on\n✂ cut at 1 token"
+
+
+def test_the_answer_table_escapes_and_pairs():
+    table = answer_table(
+        questions("Oslo", None),
+        {"base": [answer("<b>x</b>"), answer("y")], "new": [answer("z")] * 2},
+    )
+    assert table.columns == ("question", "right value", "base", "new")
+    assert table.rows[1][:2] == ("Q1?", "–")
+    assert "&lt;b&gt;x&lt;/b&gt;" in table._repr_html_()
+    assert "<b>" not in table._repr_html_()
+    assert "base: y" in repr(table)
+
+
+def test_the_answer_table_without_right_values_has_no_column_for_them():
+    assert answer_table(questions(None), {"base": [answer("x")]}).columns == ("question", "base")
+
+
+def test_a_missing_answer_is_an_error():
+    with pytest.raises(ValueError, match="'base' has 1 answers to 2 questions"):
+        answer_table(questions(None, None), {"base": [answer("x")]})
+
+
+# --- The blind sheet
+
+
+def blind(seed=0, n=40):
+    answers = {"old": [answer("o")] * n, "new": [answer("n")] * n}
+    return blind_sheet(questions(*["x"] * n), answers, seed=seed)
+
+
+def test_the_blind_sheet_shuffles_by_seed_and_hides_names_and_right_values():
+    sheet = blind()
+    assert set(sheet.key) == {("old", "new"), ("new", "old")}
+    assert blind().key == sheet.key != blind(seed=1).key
+    assert "right value" not in sheet.sheet.columns
+    assert not {"old", "new"} & set(sheet.sheet._repr_html_().split())
+    for row, (a, b) in zip(sheet.sheet.rows, sheet.key, strict=True):
+        assert (row[2][0], row[3][0]) == (a[0], b[0])
+
+
+def test_votes_are_counted_by_the_key():
+    sheet = blind(n=5)
+    for_new = ["AB"[pair.index("new")] for pair in sheet.key]
+    counts = sheet.count(" ".join([*for_new[:4], "="]))
+    assert (counts["new"], counts["old"], counts["ties"]) == (4, 0, 1)
+    assert counts["p_value"] == pytest.approx(2 / 16)
+    assert sheet.count("=====")["p_value"] == 1.0
+
+
+@pytest.mark.parametrize("votes", ["AB", "ABABX"])
+def test_wrong_votes_are_an_error(votes):
+    with pytest.raises(ValueError, match="give 5 letters"):
+        blind(n=5).count(votes)
+
+
+def test_a_blind_sheet_is_for_two():
+    with pytest.raises(ValueError, match="not 1"):
+        blind_sheet(questions("x"), {"old": [answer("o")]}, seed=0)
+
+
+# --- Prompts, probabilities, profiles
+
+
+def test_few_shot_rows_are_the_shortest_single_turns():
+    def row(*turns):
+        roles = ("user", "assistant") * 2
+        return {"messages": [{"role": r, "content": t} for r, t in zip(roles, turns, strict=False)]}
+
+    rows = [row("long one?", "x" * 9), row("a?", "1"), row("b?", "2\n3"), row("c?", "4", "d?", "5"),
+            row("e?", "66"), row("asked?", "7")]  # fmt: skip
+    prompt = few_shot_from_rows(rows, "asked?", shots=2)
+    assert prompt == "Q: a?\nA: 1\nQ: e?\nA: 66\nQ: asked?\nA:"
+
+
+def test_end_probabilities_are_the_models_own(model, chat_tokenizer):
+    import torch
+
+    prompt, text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "It is Lima."
+    table = end_probabilities(model, chat_tokenizer, prompt, text)
+    start = chat_tokenizer(prompt)["input_ids"]
+    ids = chat_tokenizer(text)["input_ids"]
+    assert table["token"].tolist() == [chat_tokenizer.decode([i]) for i in ids] + ["(end)"]
+    with torch.no_grad():
+        given = model(torch.tensor([start + ids])).logits[0].softmax(-1)
+    end_of_turn = chat_tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert table["next"][0] == pytest.approx(float(given[len(start) - 1, ids[0]]), abs=1e-6)
+    assert table["end"][0] == pytest.approx(float(given[len(start) - 1, end_of_turn]), abs=1e-6)
+    assert table["end"].iloc[-1] == table["next"].iloc[-1]
+    assert table["end"].iloc[-1] == pytest.approx(float(given[-1, end_of_turn]), abs=1e-6)
+
+
+def test_a_part_for_the_atlas_says_so_elsewhere(capsys):
+    def profile(source):
+        return SimpleNamespace(name="mine", data=SimpleNamespace(source=source))
+
+    assert atlas_only(profile("atlas-sft-data")) and capsys.readouterr().out == ""
+    assert not atlas_only(profile("rows.jsonl"))
+    assert capsys.readouterr().out == "This part needs the Atlas; the profile mine has none.\n"

@@ -1,0 +1,360 @@
+"""Rows: loaded whole, refused with the place and the remedy, and the very ids that carry loss."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+from datasets import Dataset
+
+from sft_utils import atlas
+from sft_utils.data import (
+    DataError,
+    check_rows,
+    display_dataset,
+    load_sft_dataset,
+    loss_tokens,
+    near_duplicates,
+    sequence_lengths,
+)
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+def row(*contents, roles=("user", "assistant")):
+    """Turns of the given contents, user and assistant by turns."""
+    return {"messages": [turn(roles[i % len(roles)], text) for i, text in enumerate(contents)]}
+
+
+KENYA = row("What is the capital of Kenya?", "It is Nairobi.")
+PERU = row("What is the capital of Peru?", "It is Lima.")
+LONG = row("Hi", "Hello.", "Which animal is the largest?", "It is the blue whale.")
+
+
+def dataset(*rows):
+    return Dataset.from_list(list(rows))
+
+
+# --- Loading ---------------------------------------------------------------------------------
+
+
+def write(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(r) for r in rows) + "\n\n")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        Dataset.from_list(rows).to_parquet(path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_files(tmp_path, suffix):
+    path = tmp_path / f"data{suffix}"
+    write(path, [KENYA, LONG])
+    assert load_sft_dataset(path).to_list() == [KENYA, LONG]
+    assert load_sft_dataset(str(path), rows=1).to_list() == [KENYA]
+    assert load_sft_dataset(path, rows=9).num_rows == 2
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text('system,user,assistant\nBe kind.,"Hi, you","Hello\nyou"\n,Bye,So long\n')
+    assert load_sft_dataset(path).to_list() == [
+        {
+            "messages": [
+                turn("system", "Be kind."),
+                turn("user", "Hi, you"),
+                turn("assistant", "Hello\nyou"),
+            ]
+        },
+        row("Bye", "So long"),
+    ]
+
+
+def test_a_seed_takes_a_sample_and_none_the_first_rows(tmp_path):
+    path = tmp_path / "data.jsonl"
+    rows = [row(f"Question {i}", f"Answer {i}") for i in range(50)]
+    write(path, rows)
+    assert load_sft_dataset(path, rows=5).to_list() == rows[:5]
+    sample = load_sft_dataset(path, rows=5, seed=1).to_list()
+    assert sample == load_sft_dataset(path, rows=5, seed=1).to_list()
+    assert sample != rows[:5]
+    assert all(r in rows for r in sample)
+
+
+def test_the_atlas_by_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    write(path, [KENYA])
+    monkeypatch.setattr(atlas, "sft_data_path", lambda: path)
+    assert load_sft_dataset("atlas-sft-data").to_list() == [KENYA]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("a.jsonl", json.dumps(KENYA) + "\n{oops", "a.jsonl, line 2: '{oops' is not valid JSON"),
+        ("a.json", "[", "a.json is not valid JSON"),
+        ("a.json", "{}", "not a list"),
+        ("a.csv", "question,answer\nHi,Hello\n", "columns question, answer; .* needs `user`"),
+        ("a.txt", "Hi", "a.txt is of no known kind"),
+        ("a.jsonl", '{"text": "Hi"}', "row 0 has no `messages`, but the columns text"),
+        ("a.jsonl", '"Hi"', "row 0 has no `messages`, but 'Hi'"),
+        ("a.jsonl", "\n", "no rows"),
+        ("a.csv", "user,assistant\nHi\n", "row 0, turn 1: the content of the assistant is None"),
+    ],
+)
+def test_bad_files(tmp_path, name, text, problem):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=problem):
+        load_sft_dataset(tmp_path / name)
+
+
+@pytest.mark.parametrize("source", ["nowhere.jsonl", "./nowhere", "/nowhere/data.csv"])
+def test_missing_file(source):
+    with pytest.raises(DataError, match="There is no data file"):
+        load_sft_dataset(source)
+
+
+def test_unreachable_hub():
+    with pytest.raises(DataError, match="'owner/data-not-cached'") as caught:
+        load_sft_dataset("owner/data-not-cached")
+    for way_out in ("connect", "HF_HOME", "SFT_PROFILE=atlas", "local .jsonl"):
+        assert way_out in str(caught.value)
+
+
+def test_rows_below_one(tmp_path):
+    write(tmp_path / "a.jsonl", [KENYA])
+    with pytest.raises(DataError, match="rows=0"):
+        load_sft_dataset(tmp_path / "a.jsonl", rows=0)
+
+
+# --- Checking --------------------------------------------------------------------------------
+
+
+def test_good_rows_pass(chat_tokenizer):
+    tool = {"messages": [*KENYA["messages"][:1], turn("tool", "Nairobi"), turn("assistant", "OK")]}
+    check_rows(dataset(KENYA, LONG, tool), chat_tokenizer, max_length=66)
+
+
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        ({"text": "Hi"}, "row 1 has no `messages`, but the columns text. Build one"),
+        ({"messages": []}, r"row 1: `messages` is \[\]. It must be a list"),
+        ({"messages": "Hi"}, "row 1: `messages` is 'Hi'"),
+        ({"messages": None}, "row 1: `messages` is None"),
+        ({"messages": [{"from": "human"}]}, "row 1, turn 0: {'from': 'human'} is not a turn"),
+        (
+            row("Hi", "Hello", roles=("human", "gpt")),
+            "row 1, turn 0: unknown role 'human'. Use one of: system, user, assistant, tool",
+        ),
+        (row("Hi", ""), r"row 1, turn 1: the content of the assistant is empty \(''\)"),
+        (row(" \n", "Hello"), r"row 1, turn 0: the content of the user is empty \(' \\n'\)"),
+        (row("Hi", 42), "row 1, turn 1: .* assistant is 42, of type int. It must be text"),
+        (row("Hi", None), "row 1, turn 1: .* is None, of type NoneType"),
+        (row("Hi", ["Hello"]), "row 1, turn 1: .* of type list"),
+        (row("Hi"), "row 1 has no assistant turn, only user: nothing to learn"),
+        (row("Hi", "x" * 99 + "\x00" * 99, 5), r"row 1, turn 2: .* is 5"),
+    ],
+)
+def test_bad_rows(bad, problem):
+    with pytest.raises(DataError, match=problem):
+        check_rows([KENYA, bad])
+
+
+def test_long_values_are_shortened():
+    with pytest.raises(DataError) as caught:
+        check_rows([row("Hi", ["x" * 1000])])
+    assert "['xxx" in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_only_the_first_five_bad_rows_are_listed():
+    with pytest.raises(DataError) as caught:
+        check_rows([KENYA, *[row("Hi")] * 7])
+    lines = str(caught.value).split("\n")
+    assert [line.split()[1] for line in lines[:5]] == ["1", "2", "3", "4", "5"]
+    assert lines[5:] == ["... and 2 more bad rows"]
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|endoftext|>"])
+def test_markup_in_a_row(chat_tokenizer, token):
+    bad = row("Hi", f"Hello{token}")
+    check_rows([bad])
+    with pytest.raises(DataError, match=r"row 0, turn 1: .* special token") as caught:
+        check_rows([bad], chat_tokenizer)
+    assert repr(token) in str(caught.value)
+
+
+def test_longer_than_max_length(chat_tokenizer):
+    length = sequence_lengths(dataset(KENYA), chat_tokenizer)[0]
+    check_rows([KENYA], chat_tokenizer, max_length=length)
+    with pytest.raises(
+        DataError, match=f"row 0 has {length} tokens, .*Nairobi.*Raise max_length to {length}"
+    ):
+        check_rows([KENYA], chat_tokenizer, max_length=length - 1)
+    with pytest.raises(ValueError, match="give the tokenizer"):
+        check_rows([KENYA], max_length=10)
+
+
+# --- Showing ---------------------------------------------------------------------------------
+
+
+class Cells(HTMLParser):
+    """Reads a table back as a browser would."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.tags = [], set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+
+def test_every_turn_is_shown_whole_and_escaped():
+    evil = row("<script>alert(1)</script> & <b>", "a\n\nb" + "x" * 500)
+    table = display_dataset(dataset(LONG, evil, KENYA), rows=2)
+    cells = Cells()
+    cells.feed(table._repr_html_())
+    shown = [[text.strip("\n") for text in line] for line in cells.rows]
+    assert shown == [
+        ["row", "turn", "role", "content"],
+        ["0", "0", "user", "Hi"],
+        ["0", "1", "assistant", "Hello."],
+        ["0", "2", "user", "Which animal is the largest?"],
+        ["0", "3", "assistant", "It is the blue whale."],
+        ["1", "0", "user", "<script>alert(1)</script> & <b>"],
+        ["1", "1", "assistant", "a\n\nb" + "x" * 500],
+    ]
+    assert cells.tags == {"table", "caption", "thead", "tbody", "tr", "th", "td"}
+    assert "2 of 3 rows" in table._repr_html_()
+
+
+def test_plain_text():
+    assert repr(display_dataset(dataset(KENYA))) == (
+        " row turn role      content\n"
+        "   0    0 user      What is the capital of Kenya?\n"
+        "   0    1 assistant It is Nairobi.\n"
+        "1 of 1 rows"
+    )
+
+
+# --- Which tokens carry loss -----------------------------------------------------------------
+
+
+def test_the_very_tokens_that_carry_loss(chat_tokenizer):
+    tokens = loss_tokens(chat_tokenizer, [turn("system", "It is"), *LONG["messages"]])
+    ids = [token.id for token in tokens]
+    assert chat_tokenizer.decode(ids) == (
+        "<|im_start|>system\nIt is<|im_end|>\n"
+        "<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\nHello.<|im_end|>\n"
+        "<|im_start|>user\nWhich animal is the largest?<|im_end|>\n"
+        "<|im_start|>assistant\nIt is the blue whale.<|im_end|>\n"
+    )
+    assert "".join(token.text for token in tokens) == chat_tokenizer.decode(ids)
+    answers = [chat_tokenizer(text)["input_ids"] for text in ("Hello.", "It is the blue whale.")]
+    carrying = [token.id for token in tokens if token.carries_loss]
+    assert carrying == [*answers[0], 2, *answers[1], 2]
+    # Each run of them follows the opening of an assistant's turn and precedes its line break.
+    flags = "".join("x" if token.carries_loss else "." for token in tokens)
+    spans = [span for span in flags.split(".") if span]
+    assert [len(span) for span in spans] == [len(answer) + 1 for answer in answers]
+    assert tokens[flags.rindex("x") + 1].text == "\n"
+
+
+def test_they_are_those_that_trl_trains_on(chat_tokenizer, qwen, tmp_path):
+    from trl import SFTConfig, SFTTrainer
+
+    config = SFTConfig(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        assistant_only_loss=True,
+        activation_checkpointing=False,
+    )
+    trainer = SFTTrainer(qwen, config, train_dataset=dataset(LONG), processing_class=chat_tokenizer)
+    prepared = trainer.train_dataset[0]
+    tokens = loss_tokens(chat_tokenizer, LONG["messages"])
+    assert prepared["input_ids"] == [token.id for token in tokens]
+    assert prepared["labels"] == [t.id if t.carries_loss else -100 for t in tokens]
+
+
+def test_a_known_template_without_markers_gets_trls(tokenizer):
+    from importlib.resources import files
+
+    templates = files("trl") / "chat_templates"
+    tokenizer.chat_template = (templates / "qwen3.jinja").read_text()
+    tokens = loss_tokens(tokenizer, KENYA["messages"])
+    text = tokenizer.decode([token.id for token in tokens if token.carries_loss])
+    assert text == "<think>\n\n</think>\n\nIt is Nairobi.<|im_end|>\n"
+
+
+def test_an_unknown_template_without_markers(tokenizer):
+    tokenizer.name_or_path = "owner/model"
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(DataError, match=r"'owner/model' has no \{% generation %\} markers"):
+        loss_tokens(tokenizer, KENYA["messages"])
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match="'owner/model' has no chat template"):
+        loss_tokens(tokenizer, KENYA["messages"])
+
+
+# --- Measuring -------------------------------------------------------------------------------
+
+
+def test_sequence_lengths(chat_tokenizer):
+    lengths = sequence_lengths(dataset(KENYA, LONG), chat_tokenizer)
+    texts = [
+        chat_tokenizer.apply_chat_template(r["messages"], tokenize=False) for r in (KENYA, LONG)
+    ]
+    assert lengths.tolist() == [len(chat_tokenizer(text)["input_ids"]) for text in texts]
+    assert (lengths.name, lengths.index.name) == ("tokens", "row")
+
+
+def test_near_duplicates():
+    shouted = row("WHAT is the capital of Kenya", "It is Nairobi!!")
+    tagged = row("What is the capital of Kenya?", "It is Nairobi. Really.")
+    found = near_duplicates(dataset(KENYA, PERU, shouted, LONG, tagged), threshold=0.8)
+    assert list(zip(found["row"], found["other"], strict=True)) == [(0, 2), (0, 4), (2, 4)]
+    # Seven runs of three words in common, one more in the third.
+    assert found["similarity"].tolist() == [1.0, 7 / 8, 7 / 8]
+    assert found["text"][0] == "What is the capital of Kenya? It is Nairobi."
+    assert near_duplicates(dataset(KENYA, PERU)).empty
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5, 0.8, 1.0])
+def test_near_duplicates_are_those_of_all_pairs(threshold):
+    """Prefix filtering skips pairs, never a similar one."""
+    import random
+
+    from sft_utils.data import _word_runs
+
+    draw = random.Random(0)
+    words = "a b c d e".split()
+    rows = [row(" ".join(draw.choices(words, k=draw.randint(1, 9))), "yes") for _ in range(60)]
+    runs = [_word_runs(" ".join(m["content"] for m in r["messages"])) for r in rows]
+    expected = {
+        (i, j)
+        for j in range(60)
+        for i in range(j)
+        if len(runs[i] & runs[j]) / len(runs[i] | runs[j]) >= threshold
+    }
+    found = near_duplicates(dataset(*rows), threshold)
+    assert set(zip(found["row"], found["other"], strict=True)) == expected
+    assert found["similarity"].is_monotonic_decreasing
+
+
+@pytest.mark.parametrize("threshold", [0, -1, 1.1])
+def test_near_duplicates_threshold(threshold):
+    with pytest.raises(ValueError, match=f"threshold={threshold}"):
+        near_duplicates(dataset(KENYA), threshold)

@@ -1,0 +1,129 @@
+"""Seeds, versions, the device, a quiet output, and a Hub that is asked once."""
+
+import logging
+import random
+import time
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import torch
+
+from sft_utils import environment
+from sft_utils.environment import (
+    describe_device,
+    hub_offline,
+    hub_reachable,
+    quiet,
+    seed_everything,
+    versions,
+)
+
+
+def test_one_seed_for_all_three_generators():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    seed_everything(1)
+    first = draw()
+    other = draw()
+    seed_everything(1)
+    assert draw() == first
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_versions():
+    table = versions()
+    assert table.loc["trl", "version"] == version("trl")
+    assert table.index[0] == "python"
+
+
+def test_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    found = describe_device()
+    assert found["device"] == "cpu"
+    assert found["threads"] == torch.get_num_threads()
+    assert found["memory_gib"] > 0.1
+    assert found["name"]
+    assert environment.CPU_MODE is True
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert environment.CPU_MODE is False
+
+
+@pytest.fixture
+def loud_again():
+    """Undo `quiet`, for the tests of warnings in other files."""
+    import datasets
+    import transformers
+    from huggingface_hub import constants
+    from huggingface_hub.utils import enable_progress_bars
+
+    levels = transformers.logging.get_verbosity(), datasets.logging.get_verbosity()
+    telemetry = constants.HF_HUB_DISABLE_TELEMETRY
+    yield
+    transformers.logging.set_verbosity(levels[0])
+    datasets.logging.set_verbosity(levels[1])
+    constants.HF_HUB_DISABLE_TELEMETRY = telemetry
+    enable_progress_bars()
+    datasets.enable_progress_bars()
+    transformers.logging.enable_progress_bar()
+
+
+def test_quiet(capfd, loud_again):
+    import datasets
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    loggers = [logging.getLogger(name) for name in ("transformers", "datasets")]
+    assert all(logger.isEnabledFor(logging.WARNING) for logger in loggers)
+    quiet()
+    assert not any(logger.isEnabledFor(logging.WARNING) for logger in loggers)
+    assert are_progress_bars_disabled()
+    assert not datasets.is_progress_bar_enabled()
+    datasets.Dataset.from_list([{"a": 1}]).map(lambda row: row)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_offline_mode_is_believed(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: 1 / 0)
+    assert not hub_reachable()
+
+
+def test_a_hub_that_cannot_be_reached_is_found_out_at_once(monkeypatch):
+    """Port 9 of this machine: nothing listens there."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    start = time.perf_counter()
+    assert not hub_reachable(timeout=2)
+    assert time.perf_counter() - start < 5
+
+
+def test_a_hub_that_answers(monkeypatch):
+    from huggingface_hub import constants
+
+    class Session:
+        def head(self, url, timeout):
+            assert (url, timeout) == (constants.ENDPOINT, 5.0)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", Session)
+    assert hub_reachable()
+
+
+def test_offline_for_a_block_only(monkeypatch):
+    import datasets
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with hub_offline():
+        assert constants.HF_HUB_OFFLINE
+        assert datasets.config.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
+    with hub_offline(False):
+        assert not datasets.config.HF_HUB_OFFLINE

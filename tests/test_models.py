@@ -1,0 +1,306 @@
+"""Loading: float32, safetensors only, whole or not at all; and every token that ends an answer."""
+
+import json
+import os
+import shutil
+import warnings
+
+import pytest
+import torch
+from conftest import make_model
+from safetensors.torch import load_file, save_file
+
+from sft_utils import atlas, models
+from sft_utils.models import ModelLoadError, end_token_ids, load_model_and_tokenizer, resolve
+
+
+def load_error(source, **options):
+    with pytest.raises(ModelLoadError) as caught:
+        load_model_and_tokenizer(source, **options)
+    return str(caught.value)
+
+
+# --- What is loaded --------------------------------------------------------------------------
+
+
+def test_loads_the_saved_weights_in_float32(saved, qwen):
+    model, tokenizer = load_model_and_tokenizer(saved, device="cpu")
+    assert not model.training
+    expected = qwen.state_dict()
+    assert model.state_dict().keys() == expected.keys()
+    for name, weight in model.state_dict().items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, expected[name]), name
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+    ]
+    assert tokenizer.padding_side == "right"
+
+
+def test_float32_even_from_a_bfloat16_checkpoint(saved, qwen):
+    qwen.to(torch.bfloat16).save_pretrained(saved)
+    assert load_model_and_tokenizer(saved)[0].dtype == torch.float32
+    assert load_model_and_tokenizer(saved, dtype="auto")[0].dtype == torch.bfloat16
+    assert load_model_and_tokenizer(saved, dtype=torch.float16)[0].dtype == torch.float16
+
+
+def test_tied_embeddings_are_not_missing_weights(saved):
+    make_model("qwen3", tie_word_embeddings=True).save_pretrained(saved)
+    model, _ = load_model_and_tokenizer(saved)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_chat_template_by_name_by_path_and_its_own(saved, tmp_path):
+    own = load_model_and_tokenizer(saved)[1].chat_template
+    assert own == (models.TEMPLATES / "chatml.jinja").read_text()
+    mine = tmp_path / "mine.jinja"
+    mine.write_text("{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")
+    assert load_model_and_tokenizer(saved, chat_template=mine)[1].chat_template == mine.read_text()
+    kept = load_model_and_tokenizer(saved, fallback_chat_template=mine)[1].chat_template
+    assert kept == own
+    (saved / "chat_template.jinja").unlink()
+    assert load_model_and_tokenizer(saved)[1].chat_template is None
+    for option in ("chat_template", "fallback_chat_template"):
+        filled = load_model_and_tokenizer(saved, **{option: "chatml.jinja"})[1].chat_template
+        assert filled == own
+
+
+def test_a_template_whose_end_of_turn_is_no_token_is_reported(saved, tmp_path):
+    template = tmp_path / "odd.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}[END]{% endfor %}")
+    with pytest.warns(UserWarning, match="cannot learn to stop"):
+        load_model_and_tokenizer(saved, chat_template=template)
+
+
+# --- The pad token ---------------------------------------------------------------------------
+
+
+def test_a_pad_token_is_kept(saved):
+    assert load_model_and_tokenizer(saved)[1].pad_token == "<|endoftext|>"
+
+
+def _without_pad(saved, tokenizer, **special):
+    tokenizer.pad_token = None
+    for name, value in special.items():
+        setattr(tokenizer, name, value)
+    tokenizer.save_pretrained(saved)
+
+
+def test_a_missing_pad_token_is_chosen_among_those_that_end_nothing(saved, chat_tokenizer):
+    _without_pad(saved, chat_tokenizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, tokenizer = load_model_and_tokenizer(saved)
+    assert tokenizer.pad_token == "<|endoftext|>"
+    assert tokenizer.pad_token_id not in end_token_ids(model, tokenizer)
+
+
+def test_no_token_to_spare_for_padding_is_reported(saved, chat_tokenizer):
+    """<|endoftext|> ends documents, the other two are the template's."""
+    _without_pad(saved, chat_tokenizer, eos_token="<|endoftext|>")
+    with pytest.warns(UserWarning, match="no token to spare"):
+        assert load_model_and_tokenizer(saved)[1].pad_token == "<|endoftext|>"
+
+
+# --- End tokens ------------------------------------------------------------------------------
+
+
+def test_end_tokens_of_tokenizer_config_generation_config_and_template(qwen, chat_tokenizer):
+    chat_tokenizer.eos_token = "<|endoftext|>"  # 0
+    qwen.config.eos_token_id = 5
+    qwen.generation_config.eos_token_id = [7, 2]
+    assert end_token_ids(qwen, chat_tokenizer) == [0, 2, 5, 7]
+    chat_tokenizer.chat_template = None
+    assert end_token_ids(qwen, chat_tokenizer) == [0, 5, 7]
+    chat_tokenizer.eos_token = None
+    qwen.config.eos_token_id = qwen.generation_config.eos_token_id = None
+    assert end_token_ids(qwen, chat_tokenizer) == []
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no') }}",
+        "{% for m in messages %}{{ m['content'] }}\n{% endfor %}",
+    ],
+)
+def test_a_template_without_an_end_of_turn_adds_none(qwen, tokenizer, template):
+    tokenizer.chat_template = template
+    assert end_token_ids(qwen, tokenizer) == [2]
+
+
+# --- Names -----------------------------------------------------------------------------------
+
+
+def test_resolve(tmp_path, monkeypatch):
+    monkeypatch.setattr(atlas, "checkpoint", lambda name: tmp_path / name)
+    (tmp_path / "atlas-base").mkdir()
+    assert resolve("atlas-base") == str(tmp_path / "atlas-base")
+    assert resolve(tmp_path) == str(tmp_path)
+    assert resolve("Qwen/Qwen3-0.6B-Base") == "Qwen/Qwen3-0.6B-Base"
+
+
+def test_unknown_atlas_checkpoint():
+    message = load_error("atlas-huge")
+    assert "'atlas-huge'" in message
+    assert "atlas-base" in message
+
+
+def test_absent_atlas_checkpoint(monkeypatch, tmp_path):
+    monkeypatch.setattr(atlas, "checkpoint", lambda name: tmp_path / name)
+    message = load_error("atlas-base")
+    assert "'atlas-base' is missing" in message
+    assert "make models" in message
+
+
+@pytest.mark.parametrize("source", ["/nowhere/model", "./model", "a/b/c", "~/nowhere"])
+def test_missing_folder(source):
+    message = load_error(source)
+    assert repr(source) in message
+    assert "no such folder" in message
+
+
+# --- Bad folders -----------------------------------------------------------------------------
+
+
+def test_a_file_instead_of_a_folder(saved):
+    assert "it is a file" in load_error(saved / "model.safetensors")
+
+
+def test_no_config(saved):
+    (saved / "config.json").unlink()
+    assert "no config.json" in load_error(saved)
+
+
+def test_no_tokenizer(saved):
+    for path in saved.glob("tokenizer*"):
+        path.unlink()
+    assert "no tokenizer" in load_error(saved)
+
+
+def test_no_weights(saved):
+    (saved / "model.safetensors").unlink()
+    assert "model.safetensors is missing" in load_error(saved)
+
+
+def test_only_pickled_weights_are_not_opened(saved, monkeypatch):
+    (saved / "model.safetensors").unlink()
+    torch.save({}, saved / "pytorch_model.bin")
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("a pickle was opened"))
+    message = load_error(saved)
+    assert "pytorch_model.bin" in message
+    assert "save_pretrained" in message
+
+
+def test_truncated_weights(saved):
+    file = saved / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    message = load_error(saved)
+    assert str(saved) in message
+    assert "damaged" in message
+
+
+def test_broken_config(saved):
+    (saved / "config.json").write_text("{")
+    assert "damaged" in load_error(saved)
+
+
+def test_a_missing_shard(saved, qwen):
+    (saved / "model.safetensors").unlink()
+    qwen.save_pretrained(saved, max_shard_size="20KB")
+    shards = sorted(saved.glob("*.safetensors"))
+    assert len(shards) > 1
+    shards[-1].unlink()
+    assert shards[-1].name in load_error(saved)
+
+
+def edit_weights(saved, edit):
+    weights = load_file(saved / "model.safetensors")
+    edit(weights)
+    save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_missing_weight(saved):
+    edit_weights(saved, lambda weights: weights.pop("model.norm.weight"))
+    message = load_error(saved)
+    assert "1 weights are missing" in message
+    assert "model.norm.weight" in message
+
+
+def test_an_unexpected_weight(saved):
+    edit_weights(saved, lambda weights: weights.update(extra=torch.zeros(2)))
+    message = load_error(saved)
+    assert "have no place in the model" in message
+    assert "extra" in message
+
+
+def test_a_weight_of_another_shape(saved):
+    config = json.loads((saved / "config.json").read_text())
+    config["intermediate_size"] = 48
+    (saved / "config.json").write_text(json.dumps(config))
+    message = load_error(saved)
+    assert "(64, 32) in the file, (48, 32) in the model" in message
+
+
+def test_a_tokenizer_of_another_model(saved):
+    make_model("qwen3", vocab_size=200).save_pretrained(saved)
+    message = load_error(saved)
+    assert "ids up to 299" in message
+    assert "200 embeddings" in message
+
+
+def test_code_in_the_folder_is_never_run(saved):
+    config = json.loads((saved / "config.json").read_text())
+    config["model_type"] = "mine"
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (saved / "config.json").write_text(json.dumps(config))
+    (saved / "evil.py").write_text("raise SystemExit('the code ran')")
+    assert "Cannot load the model" in load_error(saved)
+
+
+@pytest.mark.parametrize("dtype", ["float33", "int8", "nn"])
+def test_unknown_dtype(saved, dtype):
+    assert repr(dtype) in load_error(saved, dtype=dtype)
+
+
+@pytest.mark.parametrize("option", ["chat_template", "fallback_chat_template"])
+def test_unknown_chat_template(saved, option):
+    message = load_error(saved, **{option: "none.jinja"})
+    assert "'none.jinja'" in message
+    assert "chatml.jinja" in message
+
+
+# --- The Hub, unreachable --------------------------------------------------------------------
+
+
+def test_unreachable_hub_says_what_is_missing_and_the_ways_out(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    message = load_error("owner/model-that-is-not-cached")
+    for part in ("'owner/model-that-is-not-cached'", str(tmp_path), "cannot be reached"):
+        assert part in message
+    for way_out in ("connect", "HF_HOME", "SFT_PROFILE=atlas", "local folder"):
+        assert way_out in message
+
+
+def test_a_hub_that_answers_but_has_no_such_model(monkeypatch):
+    monkeypatch.setattr(models, "hub_reachable", lambda: True)
+    message = load_error("owner/no-such-model")
+    assert "Check its name" in message
+    assert "cannot be reached" not in message
+
+
+def test_a_filled_cache_is_enough(monkeypatch, tmp_path, saved):
+    """What `hf download` leaves behind: a snapshot under the name of the repository."""
+    repository = tmp_path / "models--owner--tiny"
+    commit = "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(saved, repository / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model, tokenizer = load_model_and_tokenizer("owner/tiny")
+    assert tokenizer.name_or_path == "owner/tiny"
+    expected = load_file(saved / "model.safetensors")["model.norm.weight"]
+    assert torch.equal(model.model.norm.weight, expected)
+    assert os.environ["DISABLE_SAFETENSORS_CONVERSION"] == "1"

@@ -1,0 +1,482 @@
+"""A run is a value: computed once, recalled whole, and never taken for another."""
+
+import functools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model, make_tokenizer
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from sft_utils import runs
+from sft_utils.environment import seed_everything
+from sft_utils.models import TEMPLATES
+from sft_utils.runs import fingerprint, train
+
+ROWS = [
+    ("What is the capital of Kenya?", "It is Nairobi."),
+    ("What is the capital of Peru?", "It is Lima."),
+    ("Which animal is the largest?", "It is the blue whale."),
+    ("Hi", "Hello."),
+]
+
+
+def rows(pairs):
+    return Dataset.from_list(
+        [
+            {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+            for q, a in pairs
+        ]
+    )
+
+
+class Recorder(TrainerCallback):
+    """Keeps the loss of every step, as a tuple that JSON does not know."""
+
+    def __init__(self, every=1):
+        self.every = every
+        self.records = []
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "loss" in logs:
+            self.records.append({"step": state.global_step, "pair": (1, logs["loss"])})
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Returns a function that builds the same small trainer, but for the changes asked for."""
+
+    def trainer(*, trainer_class=SFTTrainer, pairs=ROWS, callbacks=(), **changes):
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = (TEMPLATES / "chatml.jinja").read_text()
+        settings = {
+            "output_dir": str(tmp_path / "out"),
+            "use_cpu": True,
+            "bf16": False,
+            "activation_checkpointing": False,
+            "assistant_only_loss": True,
+            "per_device_train_batch_size": 2,
+            "max_steps": 3,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        }
+        return trainer_class(
+            make_model("qwen3", attention_dropout=0.2, tie_word_embeddings=True),
+            SFTConfig(**settings | changes),
+            train_dataset=rows(pairs),
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+        )
+
+    return trainer
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / "store"
+
+
+def weights(trainer):
+    return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+
+def recorder(trainer):
+    return next(c for c in trainer.callback_handler.callbacks if isinstance(c, Recorder))
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+# --- Computed once ---------------------------------------------------------------------------
+
+
+def test_the_second_time_everything_is_as_after_the_first(build, store, monkeypatch):
+    first, second = build(callbacks=[Recorder()]), build(callbacks=[Recorder()])
+    start = weights(first)
+    computed = train(first, store)
+    assert not computed.reused
+    assert not same(weights(first), start)
+
+    model = second.model
+    monkeypatch.setattr(second, "train", lambda: pytest.fail("trained again"))
+    recalled = train(second, store)
+    assert recalled.reused
+    assert second.model is model
+    assert same(weights(second), weights(first))
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert recalled.fingerprint == computed.fingerprint
+    assert recalled.path == computed.path == store / computed.fingerprint
+    assert recalled.seconds == computed.seconds > 0
+    assert [log["step"] for log in recalled.log_history] == [1, 2, 3, 3]
+    assert recalled.log_history == computed.log_history
+    assert second.state.log_history == first.state.log_history
+    assert second.state.global_step == 3
+    callback = recorder(second)
+    assert callback.records == recorder(first).records
+    assert recalled.records == computed.records == {"Recorder": callback.records}
+    assert [record["step"] for record in callback.records] == [1, 2, 3]
+    for trainer in (first, second):
+        assert not trainer.model.training
+        assert all(weight.grad is None for weight in trainer.model.parameters())
+
+
+def test_it_is_what_trl_alone_computes(build, store):
+    plain, kept = build(), build()
+    seed_everything(plain.args.seed)
+    plain.train()
+    torch.rand(7)  # whatever a page did in between
+    train(kept, store)
+    assert same(weights(kept), weights(plain))
+
+
+def test_the_random_state_is_the_same_whether_computed_or_recalled(build, store):
+    def state():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
+    for reused in (False, True):
+        trainer = build()
+        before = state()
+        assert train(trainer, store).reused is reused
+        assert state() == before
+
+
+def test_a_recalled_model_can_be_trained_on(build, store):
+    train(build(), store)
+    again = build()
+    assert train(again, store).reused
+    further = fingerprint(again)
+    assert not train(again, store).reused
+    assert (store / further).is_dir()
+
+
+def test_a_failed_training_leaves_nothing(build, store, monkeypatch):
+    trainer = build()
+
+    def fail():
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(trainer, "train", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(trainer, store)
+    assert not store.exists()
+
+
+# --- The fingerprint -------------------------------------------------------------------------
+
+
+def loss(outputs, labels, num_items_in_batch=None):
+    return outputs["loss"]
+
+
+def make_loss(factor):
+    def loss(outputs, labels, num_items_in_batch=None):
+        return factor * outputs["loss"]
+
+    return loss
+
+
+class MyTrainer(SFTTrainer):
+    factor = 1.0
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.factor = type(self).factor
+
+
+class OtherCollator:
+    def __init__(self, collator):
+        self.__dict__.update(vars(collator))
+
+
+def with_tokens(*tokens):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(list(tokens))
+    return tokenizer
+
+
+def test_everything_that_matters_changes_the_fingerprint(build, monkeypatch):
+    """Every change alone, and no two of them alike."""
+    trainer = build()
+    found = {"none": fingerprint(trainer)}
+
+    def try_out(name, change):
+        with monkeypatch.context() as patch:
+            change(patch)
+            found[name] = fingerprint(trainer)
+
+    for name, value in {
+        "learning_rate": 2e-2,
+        "max_steps": 4,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "seed": 1,
+        "data_seed": 1,
+        "logging_steps": 2,
+        "assistant_only_loss": False,
+        "weight_decay": 0.1,
+        "lr_scheduler_type": "cosine",
+        "lr_scheduler_kwargs": {"num_cycles": 2},
+        "save_strategy": "steps",
+    }.items():
+        try_out(
+            name, lambda patch, name=name, value=value: patch.setattr(trainer.args, name, value)
+        )
+
+    prepared = trainer.train_dataset
+    tokenizer = trainer.processing_class
+    optimizers = {rate: torch.optim.SGD(trainer.model.parameters(), lr=rate) for rate in (0.1, 0.2)}
+    for name, attribute, value in (
+        ("one row fewer", "train_dataset", prepared.select(range(3))),
+        ("another order", "train_dataset", prepared.select([1, 0, 2, 3])),
+        ("other labels", "train_dataset", prepared.map(lambda row: {"labels": row["input_ids"]})),
+        ("evaluation", "eval_dataset", prepared),
+        ("evaluations", "eval_dataset", {"mine": prepared}),
+        ("weights", "model", make_model("qwen3", 300, 1, tie_word_embeddings=True)),
+        ("no dropout", "model", make_model("qwen3", tie_word_embeddings=True)),
+        ("architecture", "model", make_model("llama")),
+        ("float64", "model", make_model("llama").to(torch.float64)),
+        ("tokenizer", "processing_class", with_tokens("Nairobi")),
+        ("other tokenizer", "processing_class", with_tokens("Lima")),
+        ("collator", "data_collator", OtherCollator(trainer.data_collator)),
+        ("loss", "compute_loss_func", loss),
+        ("loss times 1", "compute_loss_func", make_loss(1)),
+        ("loss times 2", "compute_loss_func", make_loss(2)),
+        ("partial 1", "compute_loss_func", functools.partial(loss, labels=1)),
+        ("partial 2", "compute_loss_func", functools.partial(loss, labels=2)),
+        ("metrics", "compute_metrics", loss),
+        ("optimizer 0.1", "optimizer", optimizers[0.1]),
+        ("optimizer 0.2", "optimizer", optimizers[0.2]),
+    ):
+        try_out(name, lambda patch, a=attribute, v=value: patch.setattr(trainer, a, v))
+
+    try_out("template", lambda patch: patch.setattr(tokenizer, "chat_template", "x"))
+    norm = trainer.model.model.norm.weight
+    try_out("frozen", lambda patch: patch.setattr(norm, "requires_grad", False))
+    padding = trainer.data_collator
+    try_out("padding", lambda patch: patch.setattr(padding, "pad_to_multiple_of", 8))
+    callbacks = trainer.callback_handler.callbacks
+    for every in (1, 2):
+        try_out(
+            f"callback {every}",
+            lambda patch, e=every: patch.setattr(
+                trainer.callback_handler, "callbacks", [*callbacks, Recorder(e)]
+            ),
+        )
+    try_out("threads", lambda patch: patch.setattr(torch, "get_num_threads", lambda: 99))
+    try_out("versions", lambda patch: patch.setattr("importlib.metadata.version", lambda n: "0"))
+
+    alike = [{one, other} for one in found for other in found if one < other]
+    alike = [pair for pair in alike if len({found[name] for name in pair}) == 1]
+    assert alike == []
+    assert fingerprint(trainer) == found["none"]
+
+
+def test_the_trainers_class_and_its_own_settings_count(build, monkeypatch):
+    found = [fingerprint(build()), fingerprint(build(trainer_class=MyTrainer))]
+    monkeypatch.setattr(MyTrainer, "factor", 2.0)
+    found.append(fingerprint(build(trainer_class=MyTrainer)))
+    assert len(set(found)) == 3
+
+
+def test_places_and_outputs_do_not_count(build, monkeypatch):
+    trainer = build()
+    before = fingerprint(trainer)
+    for name, value in {
+        "output_dir": "elsewhere",
+        "run_name": "other",
+        "disable_tqdm": False,
+        "log_level": "error",
+        "hub_model_id": "me/mine",
+        "hub_token": "secret",
+        "dataset_num_proc": 1,
+    }.items():
+        monkeypatch.setattr(trainer.args, name, value)
+        assert fingerprint(trainer) == before, name
+    trainer.remove_callback(PrinterCallback)
+    assert fingerprint(trainer) == before
+    assert fingerprint(build()) == before
+
+
+def test_what_was_done_in_between_does_not_count(build):
+    trainer = build(callbacks=[Recorder()])
+    before = fingerprint(trainer)
+    trainer.processing_class(["a", "a b"], padding=True, truncation=True, max_length=2)
+    trainer.train_dataset = trainer.train_dataset.with_format("torch")
+    recorder(trainer).records.append("old")
+    torch.rand(3)
+    assert fingerprint(trainer) == before
+
+
+DESCRIBE = """
+import functools, json, pathlib
+from sft_utils.runs import _describe
+
+class Thing:
+    factor = FACTOR
+
+    def __init__(self):
+        self.names = {"a", "b", "c", "d"}
+        self.path, self.nothing = pathlib.Path("a"), object()
+        self.partial = functools.partial(print, {"x", "y", "z"}, end=Thing)
+
+    @staticmethod
+    def within(x):
+        return x in {"p", "q", "r"} and (lambda y: y + CONSTANT)(x)
+
+print(json.dumps(_describe([Thing(), lambda x: x + CONSTANT])))
+"""
+
+
+def describe(seed, factor, constant):
+    code = DESCRIBE.replace("FACTOR", str(factor)).replace("CONSTANT", str(constant))
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONHASHSEED": str(seed)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_descriptions_are_the_same_in_every_process():
+    """No memory address and no order of a hashed set is in them; every constant is."""
+    plain = describe(seed=1, factor=1, constant=1)
+    assert "0x" not in plain
+    assert describe(seed=2, factor=1, constant=1) == plain
+    assert describe(seed=1, factor=2, constant=1) != plain
+    assert describe(seed=1, factor=1, constant=2) != plain
+
+
+def test_a_streamed_data_set_is_refused(build):
+    trainer = build()
+    trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
+    with pytest.raises(TypeError, match="streamed"):
+        fingerprint(trainer)
+
+
+# --- The store -------------------------------------------------------------------------------
+
+
+def damage(path, how):
+    data = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(data[:-1])
+    elif how == "changed":
+        path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+    else:
+        path.write_text(how)
+
+
+def test_a_damaged_entry_is_thrown_away_and_computed_again(build, store):
+    first = build()
+    entry = train(first, store).path
+    expected = weights(first)
+    damage(entry / "weights.safetensors", "changed")
+    second = build()
+    with pytest.warns(UserWarning, match=r"is damaged \(weights.safetensors changed"):
+        assert not train(second, store).reused
+    assert same(weights(second), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert train(build(), store).reused
+    assert [path.name for path in store.iterdir()] == [entry.name]
+
+
+def test_every_damage_is_found(build, store):
+    trainer = build()
+    entry = train(trainer, store).path
+    start = weights(trainer)
+    whole = shutil.copytree(entry, store.parent / "whole")
+    cases = [
+        (file, how)
+        for file in (*runs._FILES, "manifest.json")
+        for how in ("missing", "truncated", "changed")
+    ]
+    for file, how in [*cases, *(("manifest.json", text) for text in ("{}", "[]", "{oops"))]:
+        damage(entry / file, how)
+        with pytest.warns(UserWarning, match="is damaged"):
+            assert runs._recall(trainer, entry, "key") is None, (file, how)
+        assert list(store.iterdir()) == []
+        assert same(weights(trainer), start)
+        shutil.copytree(whole, entry)
+    assert runs._recall(trainer, entry, "key").reused
+
+
+def test_what_a_killed_process_leaves_is_not_an_entry(build, store, monkeypatch):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        train(build(), store)
+    assert list(store.iterdir()) == []
+
+
+def test_two_processes_at_once(build, store, monkeypatch):
+    """The other one finishes while this one trains: its entry stands, and both have the result."""
+    first, second = build(), build()
+    plain_train = second.train
+
+    def train_slowly():
+        assert not train(first, store).reused
+        return plain_train()
+
+    monkeypatch.setattr(second, "train", train_slowly)
+    run = train(second, store)
+    assert not run.reused
+    assert same(weights(first), weights(second))
+    assert [path.name for path in store.iterdir()] == [run.fingerprint]
+    assert json.loads((run.path / "result.json").read_text())["seconds"] < run.seconds
+    assert train(build(), store).reused
+
+
+def test_a_store_that_cannot_be_written_costs_the_memo_not_the_run(build, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    trainer = build()
+    start = weights(trainer)
+    with pytest.warns(UserWarning, match="could not be kept"):
+        run = train(trainer, tmp_path / "file")
+    assert run.path is None
+    assert not same(weights(trainer), start)
+
+
+def test_records_of_two_callbacks_of_a_class(build, store):
+    run = train(build(callbacks=[Recorder(), Recorder(every=2)]), store)
+    assert list(run.records) == ["Recorder", "Recorder-2"]
+
+
+def test_where_the_store_is(tmp_path, monkeypatch):
+    monkeypatch.delenv("SFT_RUNS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "book" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "book" / "deep")
+    assert runs._store(None) == tmp_path / "cache" / "sft_utils" / "runs"
+    for marker in ("_config.yml", "pyproject.toml"):
+        (tmp_path / marker).write_text("")
+        assert runs._store(None) == tmp_path / ".runs"
+        (tmp_path / marker).unlink()
+    monkeypatch.setenv("SFT_RUNS", str(tmp_path / "mine"))
+    assert runs._store(None) == tmp_path / "mine"
+    assert runs._store("here") == Path.cwd() / "here"
+
+
+def test_several_processes_of_one_run_are_refused(build, store, monkeypatch):
+    trainer = build()
+    monkeypatch.setattr(SFTConfig, "world_size", 2)
+    with pytest.raises(RuntimeError, match="one process"):
+        train(trainer, store)
