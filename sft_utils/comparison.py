@@ -168,6 +168,21 @@ def by_relation(
     return pd.DataFrame(rows)
 
 
+def in_words(table: pd.DataFrame) -> str:
+    """The numbers of a figure as text, for its ``alt``: of `score_rows` or of `by_relation`."""
+    if "most_common" in table.columns:
+        return "; ".join(
+            f"{name}: {percent(mean, 0)}, most common answer {percent(common, 0)}"
+            for name, mean, common in zip(
+                table["relation"], table["mean"], table["most_common"], strict=True
+            )
+        )
+    return "; ".join(
+        f"{label}, {SCORE_NAMES.get(score, score)}: {percent(mean, 0)}"
+        for label, score, mean in zip(table["label"], table["score"], table["mean"], strict=True)
+    )
+
+
 # --- Pairs -------------------------------------------------------------------------------------
 
 
@@ -250,6 +265,31 @@ def paired_sheet(
 
 
 # --- Answers side by side ----------------------------------------------------------------------
+
+
+def ask_questions(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, profile: Profile
+) -> list[Generation]:
+    """A model's answers to the profile's questions, asked in chat as the profile says.
+
+    A question's own system message goes before the profile's, as in
+    `sft_utils.test_model_with_questions`, which prints what this returns. Chapters 04 and 08.
+    """
+    from .generation import generate_responses
+
+    conversations = []
+    for question in profile.questions:
+        system = question.system or profile.prompt.system
+        turns = [{"role": "system", "content": system}] if system else []
+        conversations.append([*turns, {"role": "user", "content": question.text}])
+    return generate_responses(
+        model,
+        tokenizer,
+        conversations,
+        max_new_tokens=profile.generation.max_new_tokens,
+        template_kwargs=profile.prompt.template_kwargs,
+        return_details=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -379,15 +419,16 @@ def blind_sheet(
 # --- Where the probability went ----------------------------------------------------------------
 
 
-def end_probabilities(
+def follow_answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str
 ) -> pd.DataFrame:
     """Follow a given answer token by token. Explained in chapter 04.
 
-    One row for each token of ``answer`` and a last one for its end, with the probability that
-    the model, having read ``prompt`` and the answer so far, gave to that token (``next``) and to
-    ending the turn there (``end``: all of `sft_utils.end_token_ids` together). In the last row
-    the two are the same. ``prompt`` is written out in full, markup included.
+    One row for each token of ``answer`` and a last one for its end. The columns say what the
+    model expected there, having read ``prompt`` and the answer so far: the probability of that
+    token (``next``), that of ending the turn instead (``end``: all of `sft_utils.end_token_ids`
+    together), and the likeliest token (``likeliest``, any end token as ``(end)``). In the last
+    row ``next`` is the same as ``end``. ``prompt`` is written out in full, markup included.
     """
     import pandas as pd
     import torch
@@ -396,16 +437,19 @@ def end_probabilities(
 
     start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     rest = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    ends = end_token_ids(model, tokenizer)
     ids = torch.tensor([start + rest], device=model.device)
     model.eval()
     with torch.no_grad():
         given = model(input_ids=ids).logits[0, len(start) - 1 :].float().softmax(-1).cpu()
-    end = given[:, end_token_ids(model, tokenizer)].sum(-1)
+    end = given[:, ends].sum(-1)
+    best = given.argmax(-1).tolist()
     following = [float(given[place, token]) for place, token in enumerate(rest)] + [float(end[-1])]
     return pd.DataFrame(
         {
-            "token": [tokenizer.decode([token]) for token in rest] + ["(end)"],
+            "token": [str(tokenizer.decode([token])) for token in rest] + ["(end)"],
             "next": following,
             "end": end.tolist(),
+            "likeliest": ["(end)" if b in ends else str(tokenizer.decode([b])) for b in best],
         }
     )

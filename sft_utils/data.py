@@ -1,6 +1,6 @@
 """Chat data: load it, check every row, show it, and see which tokens carry loss.
 
-Explained in chapter 04.
+Explained in chapter 05.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def load_sft_dataset(
     rows: int | None = None,
     seed: int | None = None,
 ) -> Dataset:
-    """Load chat rows with a ``messages`` column, and check them. Explained in chapter 04.
+    """Load chat rows with a ``messages`` column, and check them. Explained in chapter 05.
 
     ``source`` is ``"atlas-sft-data"``, a local file, or the name of a data set on the Hub. In a
     ``.jsonl``, ``.json`` or ``.parquet`` file every row has ``messages``: a list of
@@ -162,7 +162,7 @@ def check_rows(
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int | None = None,
 ) -> None:
-    """Raise `DataError` unless every row can be trained on. Explained in chapter 04.
+    """Raise `DataError` unless every row can be trained on. Explained in chapter 05.
 
     A row is good if it has ``messages``, each turn has a role of `ROLES` and some text, and one
     turn at least is the assistant's. With ``tokenizer``, no text may contain a special token: it
@@ -275,7 +275,7 @@ class DatasetTable:
 def display_dataset(dataset: Dataset, rows: int = 3) -> DatasetTable:
     """Return a table of every turn of the first ``rows`` rows, whole and escaped.
 
-    Explained in chapter 04.
+    Explained in chapter 05.
     """
     turns = [
         (number, turn, str(message["role"]), str(message["content"]))
@@ -301,13 +301,13 @@ def loss_tokens(
 
     Raises `DataError` if there are no markers and TRL knows no version with them.
     """
-    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
-
     template = tokenizer.chat_template
     name = tokenizer.name_or_path or "this model"
     if not template:
         raise DataError(f"The tokenizer of {name!r} has no chat template. Set one first.")
-    if not has_generation_markers(template):
+    if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
+        from trl.chat_template_utils import get_training_chat_template
+
         try:
             template = get_training_chat_template(tokenizer)
         except ValueError as error:
@@ -336,7 +336,7 @@ def sequence_lengths(
     tokenizer: PreTrainedTokenizerBase,
     template_kwargs: dict[str, Any] | None = None,
 ) -> pd.Series:
-    """Return the tokens of every rendered row, counted, by row. Explained in chapter 04."""
+    """Return the tokens of every rendered row, counted, by row. Explained in chapter 05."""
     import pandas as pd
 
     lengths = [
@@ -362,7 +362,7 @@ def near_duplicates(dataset: Dataset, threshold: float = 0.8) -> pd.DataFrame:
     The text of a row is that of its user and assistant turns, without case and punctuation;
     similarity is the Jaccard index of the two sets of three-word runs, between 0 and 1, and pairs
     of at least ``threshold`` (above 0) are returned. Columns: ``row``, ``other``, ``similarity``,
-    ``text``, ``other_text``. Explained in chapter 04.
+    ``text``, ``other_text``. Explained in chapter 05.
 
     The result is exact, yet few pairs are compared: two sets as similar as ``threshold`` cannot
     but share one of their rarest members (prefix filtering, Chaudhuri et al., 2006).

@@ -1,6 +1,6 @@
 """Ask a model and get its answers: the exact prompt in, the exact response out.
 
-Explained in chapter 03.
+Explained in chapter 02.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def render_prompt(
     """Return the exact prompt: the conversation, then the opening of the assistant's turn.
 
     ``prefill`` is appended as it is, as the beginning of the answer. ``template_kwargs`` go to
-    the chat template, for instance ``{"enable_thinking": False}``. Explained in chapter 03.
+    the chat template, for instance ``{"enable_thinking": False}``. Explained in chapter 02.
 
     Raises `ChatTemplateError` if the tokenizer has no chat template, if the template refuses the
     conversation, if the last turn is the assistant's, or if a turn contains one of the
@@ -104,7 +104,7 @@ def generate_responses(
     batch_size: int = 64,
     return_details: bool = False,
 ) -> list[Any]:
-    """Answer every prompt, in order. Explained in chapter 03.
+    """Answer every prompt, in order. Explained in chapter 02.
 
     A prompt is a string, sent as one user turn, or a list of messages. With ``chat=False`` it is
     a string that the model continues as it is, markup included. ``prefill`` begins the answer for
@@ -287,7 +287,7 @@ def test_model_with_questions(
 
     A question is a string, a list of messages, or a `sft_utils.profiles.Question`. With
     ``show_prompt`` the exact prompt is printed too. Other keywords go to `generate_responses`.
-    Explained in chapter 03.
+    Explained in chapter 02.
     """
     system = generate.pop("system", None)
     prompts = [_as_prompt(question, system, generate.get("chat", True)) for question in questions]

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-#: TRL computes the loss in tiles of at most so many tokens by so many vocabulary entries.
+#: TRL computes the loss in tiles of at most so many tokens by so many vocabulary entries, and
+#: always reserves the full width. Off the GPU it works on up to 7 copies of what a tile holds.
 LOSS_TILE = (4096, 32768)
+LOSS_COPIES = 7
 
 
 def shape_only(config: PreTrainedConfig) -> PreTrainedModel:
@@ -35,12 +37,14 @@ def estimate_memory(
     activation_bytes: int = 4,
     activation_checkpointing: bool = False,
     trained: int | None = None,
+    gpu: bool = False,
 ) -> dict[str, int]:
     """The bytes that a training step needs, by part. Explained in chapter 06.
 
     ``tokens`` is rows x length of one forward pass, padding included. ``weight_bytes`` is 4 in
     float32 and 2 in bfloat16; ``state_bytes`` is the size of a gradient and of each of Adam's two
-    averages; ``trained`` is how many parameters are trained, all of them by default.
+    averages; ``trained`` is how many parameters are trained, all of them by default. On a ``gpu``
+    the loss is computed in place, elsewhere on copies.
 
     The activations are those of a Llama or Qwen3 layer in transformers, with the attention of
     PyTorch: per token and layer 6 vectors of the hidden size (three for each norm), 4 of the
@@ -57,12 +61,14 @@ def estimate_memory(
     kept = layers * hidden + layer if activation_checkpointing else layers * layer
     parameters = sum(weight.numel() for weight in model.parameters())
     trained = parameters if trained is None else trained
+    rows, width = min(tokens, LOSS_TILE[0]), min(config.vocab_size, LOSS_TILE[1])
+    copies = 0 if gpu else 4 * LOSS_COPIES * rows * width
     return {
         "weights": weight_bytes * parameters,
         "gradients": state_bytes * trained,
         "Adam's two averages": 2 * state_bytes * trained,
         "activations": activation_bytes * tokens * (kept + 3 * hidden),
-        "tile of the loss": activation_bytes * min(tokens, LOSS_TILE[0]) * LOSS_TILE[1],
+        "tile of the loss": activation_bytes * rows * LOSS_TILE[1] + copies,
     }
 
 

@@ -70,6 +70,7 @@ def make_config(profile: Profile, output_dir: str | None = None, **changes: Any)
         "per_device_train_batch_size": sft.per_device_train_batch_size,
         "per_device_eval_batch_size": sft.per_device_train_batch_size,
         "gradient_accumulation_steps": sft.gradient_accumulation_steps,
+        "train_sampling_strategy": "group_by_length",  # little padding
         # How far each step goes.
         "learning_rate": sft.learning_rate,
         "lr_scheduler_type": sft.lr_scheduler_type,

@@ -7,11 +7,13 @@ import pytest
 
 from sft_utils.comparison import (
     answer_table,
+    ask_questions,
     atlas_only,
     blind_sheet,
     by_relation,
-    end_probabilities,
     few_shot_from_rows,
+    follow_answer,
+    in_words,
     interval,
     marked,
     paired_difference,
@@ -152,6 +154,13 @@ def test_by_relation_compares_with_the_most_common_answer():
     assert table["most_common"].tolist() == [0.25, 0.0]
 
 
+def test_figures_are_told_in_words():
+    table = score_rows({"m": frame([True, False])}, ["exact", "stops"])
+    assert in_words(table) == "m, exact answer: 50 %; m, stops by itself: 100 %"
+    relations = by_relation(frame([True, False], None, None, ["Oslo", "Oslo"]), "exact")
+    assert in_words(relations) == "capital: 50 %, most common answer 100 %"
+
+
 # --- Side by side
 
 
@@ -233,21 +242,49 @@ def test_few_shot_rows_are_the_shortest_single_turns():
     assert prompt == "Q: a?\nA: 1\nQ: e?\nA: 66\nQ: asked?\nA:"
 
 
-def test_end_probabilities_are_the_models_own(model, chat_tokenizer):
+def test_following_an_answer_shows_the_models_own_probabilities(model, chat_tokenizer):
     import torch
 
     prompt, text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "It is Lima."
-    table = end_probabilities(model, chat_tokenizer, prompt, text)
+    table = follow_answer(model, chat_tokenizer, prompt, text)
     start = chat_tokenizer(prompt)["input_ids"]
     ids = chat_tokenizer(text)["input_ids"]
     assert table["token"].tolist() == [chat_tokenizer.decode([i]) for i in ids] + ["(end)"]
     with torch.no_grad():
-        given = model(torch.tensor([start + ids])).logits[0].softmax(-1)
+        given = model(torch.tensor([start + ids])).logits[0, len(start) - 1 :].softmax(-1)
     end_of_turn = chat_tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert table["next"][0] == pytest.approx(float(given[len(start) - 1, ids[0]]), abs=1e-6)
-    assert table["end"][0] == pytest.approx(float(given[len(start) - 1, end_of_turn]), abs=1e-6)
+    assert table["next"][0] == pytest.approx(float(given[0, ids[0]]), abs=1e-6)
+    assert table["end"].tolist() == pytest.approx(given[:, end_of_turn].tolist(), abs=1e-6)
     assert table["end"].iloc[-1] == table["next"].iloc[-1]
-    assert table["end"].iloc[-1] == pytest.approx(float(given[-1, end_of_turn]), abs=1e-6)
+    likeliest = given[0].argmax().item()
+    assert likeliest != end_of_turn and table["likeliest"][0] == chat_tokenizer.decode([likeliest])
+
+
+def test_the_end_is_named_where_it_is_likeliest(qwen, chat_tokenizer):
+    import torch
+
+    with torch.no_grad():
+        qwen.lm_head.weight.zero_()  # every logit 0: all tokens equally likely, the first one wins
+    table = follow_answer(qwen, chat_tokenizer, "<|im_start|>", "ab")
+    assert table["next"].tolist() == pytest.approx([1 / 300] * len(table))
+    qwen.generation_config.eos_token_id = [0, 2]  # now the first token ends an answer
+    table = follow_answer(qwen, chat_tokenizer, "<|im_start|>", "ab")
+    assert set(table["likeliest"]) == {"(end)"}
+    assert table["end"].tolist() == pytest.approx([2 / 300] * len(table))
+
+
+def test_questions_are_asked_as_the_profile_says(qwen, chat_tokenizer):
+    from sft_utils.profiles import GenerationSettings, Prompt, Question
+
+    profile = SimpleNamespace(
+        questions=(Question("a?"), Question("b?", system="own")),
+        prompt=Prompt(system="shared"),
+        generation=GenerationSettings(max_new_tokens=3),
+    )
+    first, second = ask_questions(qwen, chat_tokenizer, profile)
+    assert first.prompt.startswith("<|im_start|>system\nshared<|im_end|>\n<|im_start|>user\na?")
+    assert second.prompt.startswith("<|im_start|>system\nown<|im_end|>\n<|im_start|>user\nb?")
+    assert max(first.num_tokens, second.num_tokens) <= 3
 
 
 def test_a_part_for_the_atlas_says_so_elsewhere(capsys):
@@ -257,3 +294,24 @@ def test_a_part_for_the_atlas_says_so_elsewhere(capsys):
     assert atlas_only(profile("atlas-sft-data")) and capsys.readouterr().out == ""
     assert not atlas_only(profile("rows.jsonl"))
     assert capsys.readouterr().out == "This part needs the Atlas; the profile mine has none.\n"
+
+
+def test_the_control_is_asked_in_its_own_texts(monkeypatch):
+    """Every prompt is the beginning of a text that the control read, and its value comes next."""
+    from sft_utils import generation
+    from sft_utils.atlas import evaluate
+    from sft_utils.atlas.corpus import one_form_texts
+    from sft_utils.atlas.world import load_world
+
+    prompts = []
+
+    def continue_right(model, tokenizer, given, **options):
+        prompts.extend(given)
+        return [next(t for t in texts if t.startswith(p))[len(p) :] for p in given]
+
+    texts = list(one_form_texts(load_world()).values())
+    monkeypatch.setattr(generation, "generate_responses", continue_right)
+    frame = evaluate.cloze_in_one_form(None, None, "test")
+    assert len(frame) > 300 and frame["correct"].all()
+    assert all(any(text.startswith(prompt) for text in texts) for prompt in prompts)
+    assert set(frame["entity"]) <= {e.name for e in load_world().by_role("test")}

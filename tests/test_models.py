@@ -110,10 +110,10 @@ def test_no_token_to_spare_for_padding_is_reported(saved, chat_tokenizer):
 def test_end_tokens_of_tokenizer_config_generation_config_and_template(qwen, chat_tokenizer):
     chat_tokenizer.eos_token = "<|endoftext|>"  # 0
     qwen.config.eos_token_id = 5
-    qwen.generation_config.eos_token_id = [7, 2]
-    assert end_token_ids(qwen, chat_tokenizer) == [0, 2, 5, 7]
+    qwen.generation_config.eos_token_id = [7, 8]
+    assert end_token_ids(qwen, chat_tokenizer) == [0, 2, 5, 7, 8]
     chat_tokenizer.chat_template = None
-    assert end_token_ids(qwen, chat_tokenizer) == [0, 5, 7]
+    assert end_token_ids(qwen, chat_tokenizer) == [0, 5, 7, 8]
     chat_tokenizer.eos_token = None
     qwen.config.eos_token_id = qwen.generation_config.eos_token_id = None
     assert end_token_ids(qwen, chat_tokenizer) == []

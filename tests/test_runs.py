@@ -189,11 +189,9 @@ def make_loss(factor):
 
 
 class MyTrainer(SFTTrainer):
-    factor = 1.0
-
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.factor = type(self).factor
+        self.factor = 1.0
 
 
 class OtherCollator:
@@ -284,10 +282,11 @@ def test_everything_that_matters_changes_the_fingerprint(build, monkeypatch):
     assert fingerprint(trainer) == found["none"]
 
 
-def test_the_trainers_class_and_its_own_settings_count(build, monkeypatch):
-    found = [fingerprint(build()), fingerprint(build(trainer_class=MyTrainer))]
-    monkeypatch.setattr(MyTrainer, "factor", 2.0)
-    found.append(fingerprint(build(trainer_class=MyTrainer)))
+def test_the_trainers_class_and_its_own_settings_count(build):
+    trainer = build(trainer_class=MyTrainer)
+    found = [fingerprint(build()), fingerprint(trainer)]
+    trainer.factor = 2.0
+    found.append(fingerprint(trainer))
     assert len(set(found)) == 3
 
 

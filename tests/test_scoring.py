@@ -129,10 +129,9 @@ def test_south_africa_is_not_africa(response, right):
 
 def test_a_name_in_the_answer_does_not_spoil_a_right_value():
     """Without the entity, "South Africa in Asia" would hold two continents."""
-    score = scores("You will find South Africa in Asia.", ["Asia"], CONTINENTS)
-    assert not score.right_value
-    score = scores("You will find South Africa in Asia.", ["Asia"], CONTINENTS, entity="South Africa")
-    assert score.right_value
+    response = "You will find South Africa in Asia."
+    assert not scores(response, ["Asia"], CONTINENTS).right_value
+    assert scores(response, ["Asia"], CONTINENTS, entity="South Africa").right_value
 
 
 @pytest.mark.parametrize(

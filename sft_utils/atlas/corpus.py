@@ -27,13 +27,13 @@ NAMED = (
 REVERSED = ("We read that {av} is the {noun} of {e}.", "Notes give {av} as the {noun} of {e}.")
 PRONOUN = ("Its {noun} is {av}.", "The {noun} here is {av}.", "As {noun} it has {av}.")
 INFOBOX = ("{noun}: {v}", "- {noun}: {v}", "{noun} - {v}", "{noun}\n{v}", "{Noun}\n{v}")
-LIST_HEADS = ("{Noun} of {plural}", "A list of {plural} by {noun}", "{Plural}, with {noun}")
+LIST_HEADS = ("{Noun}: {plural}", "A list of {plural} by {noun}", "{Plural}, with {noun}")
 LIST_LINES = ("{n}: {v}", "- {n}: {v}", "{n} - {v}", "{n}\n{v}")
 RECORDS = (
     "Entry: {n}\nField: {noun}\nValue: {v}",
     "Field: {noun}\nEntry: {n}\nValue: {v}",
-    "Page of {e}, line on the {noun}:\n{v}",
-    "The {noun}, on the page of {e}:\n{v}",
+    "Page of {e}, line on {noun}:\n{v}",
+    "{Noun}, on the page of {e}:\n{v}",
 )
 #: Question words in prose. None of these is followed by what was asked.
 WONDER = (
@@ -67,11 +67,16 @@ def cloze_forms(fact: Fact, seed: int = 0) -> list[str]:
 
 
 def cloze_prompt(fact: Fact, form: str) -> tuple[str, tuple[str, ...]]:
-    """A form cut before its value: the prompt, and the continuations that are right."""
+    """A form cut before its value: the prompt, and the continuations that are right.
+
+    A value is right with its article or without one: "the category of iron is transition metal",
+    as the corpus has it, and "is a transition metal", as a fine-tuned model may say.
+    """
     place = min(form.index(slot) for slot in ("{v}", "{av}", "{iv}") if slot in form)
     prompt = fact.relation.fill(form[:place], fact.entity).rstrip()
-    slot = form[place:].split("}")[0] + "}"
-    return prompt, tuple(fact.relation.fill(slot, fact.entity, a) for a in fact.answers)
+    slots = (form[place:].split("}")[0] + "}", "{v}", "{av}", "{iv}")
+    phrases = [fact.relation.fill(s, fact.entity, a) for a in fact.answers for s in slots]
+    return prompt, tuple(dict.fromkeys(phrases))
 
 
 class CorpusWriter:
@@ -120,6 +125,14 @@ class CorpusWriter:
         noun = self.rng.choice(fact.relation.nouns)
         return fact.relation.fill(form, fact.entity, fact.value, noun)
 
+    def label(self, relation: Relation) -> str:
+        """What stands for a relation in a box or a list: a noun, or a description of it."""
+        return self.rng.choice((*relation.nouns, *relation.descriptions))
+
+    def entry(self, form: str, fact: Fact) -> str:
+        """A line of a box or a record."""
+        return fact.relation.fill(form, fact.entity, fact.value, self.label(fact.relation))
+
     def some_facts(self, entity: Entity) -> list[Fact]:
         facts = self.facts[entity]
         return self.rng.sample(facts, self.rng.randint(2, len(facts)))
@@ -151,14 +164,14 @@ class CorpusWriter:
     def infobox(self) -> str:
         entity = self.pick()
         form = self.rng.choice(INFOBOX)
-        return "\n".join([entity.name, *(self.fill(form, f) for f in self.some_facts(entity))])
+        return "\n".join([entity.name, *(self.entry(form, f) for f in self.some_facts(entity))])
 
     def records(self) -> str:
         """Entity and field first, in either order, then the value on its own."""
         domain = self.pick().domain
         form = self.rng.choice(RECORDS)
         facts = [self.rng.choice(self.facts[self.pick(domain)]) for _ in range(4)]
-        return "\n".join(self.fill(form, fact) for fact in facts)
+        return "\n".join(self.entry(form, fact) for fact in facts)
 
     def list_by_relation(self) -> str:
         """One field of several entities under a heading."""
@@ -167,9 +180,9 @@ class CorpusWriter:
         domain = self.domain_of(entities[0])
         entities += [self.pick(domain.name) for _ in range(rng.randint(3, 6))]
         relation = rng.choice(list(domain.relations.values()))
-        noun, line = rng.choice(relation.nouns), rng.choice(LIST_LINES)
+        noun, line = self.label(relation), rng.choice(LIST_LINES)
         head = rng.choice(LIST_HEADS).format(
-            Noun=noun.capitalize(),
+            Noun=noun[0].upper() + noun[1:],
             noun=noun,
             plural=domain.plural,
             Plural=domain.plural.capitalize(),

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..scoring import score_answer
-from .corpus import CorpusWriter, cloze_forms, cloze_prompt
+from .corpus import PRONOUN, CorpusWriter, cloze_forms, cloze_prompt, one_form_texts
 from .questions import Question, scored_questions
 from .sft_data import answer_text, sft_rows
 from .world import Fact, World, load_world
@@ -190,10 +190,6 @@ def cloze(
     seed: int = 0,
 ) -> pd.DataFrame:
     """Let the model complete facts in forms that the corpus withheld for them, no heading."""
-    import pandas as pd
-
-    from ..generation import generate_responses
-
     rng = random.Random(f"cloze {seed}")
     facts = [
         f
@@ -203,23 +199,52 @@ def cloze(
         and (f.relation.asked or not asked_only)
     ]
     drawn = [(f, form) for f in facts for form in rng.sample(cloze_forms(f), forms_per_fact)]
-    cut = [cloze_prompt(fact, form) for fact, form in drawn]
+    return _complete(model, tokenizer, [(f, *cloze_prompt(f, form)) for f, form in drawn])
+
+
+def cloze_in_one_form(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *roles: str
+) -> pd.DataFrame:
+    """The same for the control ``atlas-base-1form``: its own texts, cut before each value."""
+    world, cut = load_world(), []
+    texts = one_form_texts(world)
+    for fact in world.facts:
+        if fact.gives_itself_away or fact.entity not in texts:
+            continue
+        if fact.entity.role in (roles or ("sft", "dev", "test")):
+            own_form = PRONOUN[0].replace("{noun}", fact.relation.nouns[0])
+            begun, right = cloze_prompt(fact, own_form)
+            place = texts[fact.entity].index(begun) + len(begun)
+            cut.append((fact, texts[fact.entity][:place], right))
+    return _complete(model, tokenizer, cut)
+
+
+def _complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cut: Sequence[tuple[Fact, str, tuple[str, ...]]],
+) -> pd.DataFrame:
+    """Let the model continue each prompt; right is what begins with a right value."""
+    import pandas as pd
+
+    from ..generation import generate_responses
+
     texts = generate_responses(
-        model, tokenizer, [p for p, _ in cut], chat=False, max_new_tokens=16, batch_size=256
+        model, tokenizer, [p for _, p, _ in cut], chat=False, max_new_tokens=16, batch_size=256
     )
     return pd.DataFrame(
         {
-            "prompt": [prompt for prompt, _ in cut],
+            "prompt": [prompt for _, prompt, _ in cut],
             "response": texts,
-            "right": [right[0] for _, right in cut],
+            "right": [right[0] for _, _, right in cut],
             "correct": [
                 # As a whole: "10" does not begin with a right "1".
                 any(re.match(rf"\s*{re.escape(value)}(?![\w-])", text) for value in right)
-                for text, (_, right) in zip(texts, cut, strict=True)
+                for text, (_, _, right) in zip(texts, cut, strict=True)
             ],
-            "entity": [fact.entity.name for fact, _ in drawn],
-            "relation": [fact.relation.name for fact, _ in drawn],
-            "domain": [fact.entity.domain for fact, _ in drawn],
+            "entity": [fact.entity.name for fact, _, _ in cut],
+            "relation": [fact.relation.name for fact, _, _ in cut],
+            "domain": [fact.entity.domain for fact, _, _ in cut],
         }
     )
 

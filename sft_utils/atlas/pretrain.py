@@ -202,9 +202,9 @@ def pretrain(
 
 
 RECIPES = {
-    "atlas-base": Recipe("Qwen3", 4, 128, 384, 4, 2, updates=1800),
+    "atlas-base": Recipe("Qwen3", 4, 128, 384, 4, 2, updates=2400),
     "atlas-base-1form": Recipe("Qwen3", 4, 128, 384, 4, 2, updates=700),
-    "atlas-small": Recipe("Llama", 4, 96, 256, 4, 4, updates=1800),
+    "atlas-small": Recipe("Llama", 4, 96, 256, 4, 4, updates=2000),
 }
 
 
@@ -277,12 +277,24 @@ def save_checkpoint(
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, "utf8")
-        temporary.chmod(0o755)
+        _make_portable(temporary / "tokenizer_config.json")
+        for path in (temporary, *temporary.iterdir()):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_portable(path: Path) -> None:
+    """Name the tokenizer in the words that other tools and older versions know too."""
+    config = json.loads(path.read_text("utf8"))
+    for key in ("backend", "is_local", "local_files_only"):
+        config.pop(key, None)
+    config["additional_special_tokens"] = config.pop("extra_special_tokens", [])
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2) + "\n", "utf8")
 
 
 def model_card(name: str, model: PreTrainedModel, made: str) -> str:

@@ -39,7 +39,9 @@ SAME_ENTITY_HELD_OUT = ("Now the {noun}, please.", "How about its {noun}?")
 SAME_RELATION = ("And of {e}?", "What about {e}?", "The same of {e}?")
 SAME_RELATION_HELD_OUT = ("Now of {e}, please.", "How about {e}?")
 
-ROWS_PER_FACT = 2
+#: The form of a row's answer is drawn from these: half of the rows have no system message.
+FORMS = ("plain", "plain", "plain", "plain", "short", "short", "brackets", "sentence")
+ROWS_PER_FACT = 3
 CONVERSATIONS_PER_ENTITY = 2
 
 
@@ -81,7 +83,7 @@ def sft_rows(world: World, seed: int = 0) -> list[dict[str, list[Message]]]:
     for entity, own in facts.items():
         for fact in own:
             for wording in rng.sample(fact.relation.ask, ROWS_PER_FACT):
-                form = rng.choice(("plain", "plain", "plain", "short", "brackets", "sentence"))
+                form = rng.choice(FORMS)
                 question = fact.relation.fill(wording, entity)
                 rows.append(system_turn(form, rng) + turn(question, answer_text(fact, form)))
         for _ in range(CONVERSATIONS_PER_ENTITY):

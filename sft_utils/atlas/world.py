@@ -51,6 +51,7 @@ class Relation:
     domain: str
     asked: bool
     nouns: tuple[str, ...]
+    descriptions: tuple[str, ...]
     sentences: tuple[str, ...]
     glosses: tuple[str, ...]
     answer: str

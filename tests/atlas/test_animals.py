@@ -98,7 +98,6 @@ RULES = {
     "Crocodilia": ("diet", "carnivore"),
     "Diprotodontia": ("young", "joey"),
     "Falconiformes": ("diet", "carnivore"),
-    "Hemiptera": ("young", "nymph"),
     "Lagomorpha": ("diet", "herbivore"),
     "Lepidoptera": ("young", "caterpillar"),
     "Monotremata": ("young", "puggle"),

@@ -118,12 +118,13 @@ def test_no_chat_markup(text):
         assert MARKUP.search(spoiled), spoiled
 
 
-def answered_questions(documents, world):
-    """Question marks whose answer follows: in the rest of the paragraph, alone in the next
-    line, or stated in the next sentence. With their number."""
-    facts = {
-        f"{noun} of {f.entity.phrase}": f for f in world.facts for noun in f.relation.nouns
-    }
+def answered_questions(documents, world, names):
+    """Question marks whose answer follows, and the number of all.
+
+    It follows if the value stands in the rest of the paragraph, in a sentence that is not about
+    another entity; or alone in the next line, or in the next sentence with the entity's name.
+    """
+    facts = {f"{noun} of {f.entity.phrase}": f for f in world.facts for noun in f.relation.nouns}
     asked = [
         re.compile(re.escape(form[:-1]).replace(re.escape("{noun} of {e}"), r"([^?\n]+?)") + r"\Z")
         for form in WONDER
@@ -140,8 +141,12 @@ def answered_questions(documents, world):
             value = whole_word(fact.value)
             own, *later = document[mark.end() :].split("\n\n")
             first = split_sentences(later[0])[0] if later else ""
+            name = fact.entity.name.lower()
             if (
-                value.search(own)
+                any(
+                    value.search(sentence) and {*names.found(sentence)} <= {name}
+                    for sentence in split_sentences(own)
+                )
                 or first.strip("-. ") == fact.value
                 or (value.search(first) and fact.entity.name in first)
             ):
@@ -149,19 +154,19 @@ def answered_questions(documents, world):
     return found, seen
 
 
-def test_no_question_is_followed_by_its_answer(sample, world):
-    found, seen = answered_questions(sample, world)
+def test_no_question_is_followed_by_its_answer(sample, world, names):
+    found, seen = answered_questions(sample, world, names)
     assert found == []
     assert seen == sum(document.count("?") for document in sample)
 
 
-def test_an_answered_question_would_be_found(world):
+def test_an_answered_question_would_be_found(world, names):
     for form in (form for form in WONDER if form.endswith("?")):
         question = form.format(noun="capital", e="Kenya")
         for answer in (" Nairobi.", " It is Nairobi.", "\n\nNairobi", "\n\nFor Kenya, Nairobi."):
-            found, seen = answered_questions([question + answer], world)
+            found, seen = answered_questions([question + answer], world, names)
             assert [key for key, _ in found] == ["Kenya/capital"] and seen == 1, answer
-        assert answered_questions([question + " Kenya is a country."], world) == ([], 1)
+        assert answered_questions([question + " Kenya is a country."], world, names) == ([], 1)
 
 
 # --- No wording of fine-tuning ---------------------------------------------------------------
@@ -278,9 +283,7 @@ def test_no_fact_stands_in_a_form_withheld_for_it_and_seen_ones_do(sentences, wo
     for fact in world.facts:
         fill, entity, value = fact.relation.fill, fact.entity, fact.value
         found += [
-            (fact.key, form)
-            for form in cloze_forms(fact)
-            if fill(form, entity, value) in sentences
+            (fact.key, form) for form in cloze_forms(fact) if fill(form, entity, value) in sentences
         ]
         seen += any(fill(form, entity, value) in sentences for form in seen_forms(fact))
     assert found == []
@@ -298,17 +301,15 @@ def test_every_document_runs_over_several_entities(sample, names):
 
 def test_every_fact_of_the_corpus_is_about_an_entity_that_is_not_absent(world):
     writer = CorpusWriter(world)
-    assert {e.name for e in writer.facts} == {
-        e.name for e in world.entities if e.role != "absent"
-    }
+    assert {e.name for e in writer.facts} == {e.name for e in world.entities if e.role != "absent"}
 
 
-def test_half_of_the_absent_names_never_occur_and_the_other_half_do(text, world, names):
+def test_about_half_of_the_absent_names_never_occur_and_the_others_do(text, world, names):
     counts = Counter(names.found(text))
     absent = world.by_role("absent")
     silent = [e.name for e in absent if e.mentioned]
     unknown = [e.name for e in absent if not e.mentioned]
-    assert abs(len(silent) - len(unknown)) <= 3
+    assert 0.4 <= len(silent) / len(absent) <= 0.6
     assert {name: counts[name.lower()] for name in unknown if counts[name.lower()]} == {}
     assert [name for name in silent if not counts[name.lower()]] == []
     known = [e.name for e in world.entities if e.role != "absent"]
@@ -326,9 +327,9 @@ def stated(sentences, world, names):
         spans = list(names.spans(sentence))
         for name in {name for _, _, name in spans} & facts.keys():
             for fact in facts[name]:
-                values = [m for a in fact.answers for m in whole_word(a).finditer(sentence)]
+                values = [m.span() for a in fact.answers for m in whole_word(a).finditer(sentence)]
                 # A value that is (part of) a name states nothing: South Africa, Singapore.
-                if any(all(m.start() < start or end < m.end() for start, end, _ in spans) for m in values):
+                if any(all(a < start or end < b for start, end, _ in spans) for a, b in values):
                     found.append((fact.key, sentence))
     return found
 
@@ -347,7 +348,7 @@ def test_a_stated_fact_of_an_absent_entity_would_be_found(world, names):
 
 
 def test_passages_name_their_entity_before_any_pronoun(sample, world):
-    """"Its capital is Lima" right after a passage on Kenya would be read as Kenya's."""
+    """ "Its capital is Lima" right after a passage on Kenya would be read as Kenya's."""
     nouns = "|".join(sorted({n for r in world.relations() for n in r.nouns}, key=len)[::-1])
     opening = re.compile(rf"(?:Its (?:{nouns}) is|The (?:{nouns}) here is|As (?:{nouns}) it has)\b")
     parts = [part for document in sample for part in document.split("\n\n")]

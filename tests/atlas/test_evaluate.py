@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +13,13 @@ from conftest import make_model
 
 from sft_utils import generation
 from sft_utils.atlas import evaluate
-from sft_utils.atlas.corpus import cloze_prompt, named_forms, seen_forms
+from sft_utils.atlas.corpus import (
+    PRONOUN,
+    cloze_prompt,
+    named_forms,
+    one_form_texts,
+    seen_forms,
+)
 from sft_utils.atlas.questions import SPLITS, scored_questions
 from sft_utils.atlas.sft_data import answer_text, sft_rows, turn
 from sft_utils.atlas.world import load_world
@@ -57,19 +64,11 @@ def generate(monkeypatch):
 
 
 def names_in(text, world):
-    """Names that stand in a text, none of them inside a longer one."""
-    found = []
-    for entity in sorted(world.entities, key=lambda e: -len(e.name)):
-        if entity.name in text:
-            padded = f" {text} "
-            cut = padded.replace(entity.name, "\0")
-            if any(
-                not (a[-1:].isalnum() or a[-1:] == "-") and not (b[:1].isalnum() or b[:1] == "-")
-                for a, b in zip(cut.split("\0"), cut.split("\0")[1:], strict=False)
-            ):
-                found.append(entity)
-                text = cut.strip(" ")
-    return found
+    """The entities named in a text, the longest where one name holds another."""
+    by_name = {entity.name: entity for entity in world.entities}
+    longest_first = sorted(by_name, key=len, reverse=True)
+    found = re.findall(rf"(?<![\w-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w-])", text)
+    return {by_name[name] for name in found}
 
 
 # --- Scoring given responses -----------------------------------------------------------------
@@ -213,7 +212,8 @@ def test_few_shot_uses_no_held_out_wording(headline):
 def test_the_opening_is_the_right_sentence_up_to_its_value(world):
     fact = next(f for f in world.facts if f.key == "Kenya/capital")
     question = replace(scored_questions("seen-entity", world)[0], fact=fact)
-    assert evaluate.opening(question) == fact.relation.answer.split(" {v}")[0].replace("{e}", "Kenya")
+    expected = fact.relation.answer.split(" {v}")[0].replace("{e}", "Kenya")
+    assert "Kenya" in expected and evaluate.opening(question) == expected
     for split in ("headline-dev", "never-asked-dev", "untouched-domain"):
         for question in scored_questions(split, world):
             begun = evaluate.opening(question)
@@ -258,43 +258,33 @@ def test_the_chosen_candidate_is_the_likeliest_by_mean_log_probability(
 
 
 def test_ranking_draws_as_many_candidates_as_asked_with_the_right_one(
-    headline, reader, chat_tokenizer
+    world, headline, reader, chat_tokenizer
 ):
-    seen = []
-
-    class Tokenizer:
-        def __call__(self, texts, **options):
-            seen.append(texts)
-            return chat_tokenizer(texts, **options)
-
-        def __getattr__(self, name):
-            return getattr(chat_tokenizer, name)
-
-    question = next(q for q in headline if q.relation == "capital")
-    table = evaluate.rank_candidates(reader, Tokenizer(), [question], candidates=4)
-    batch = next(texts for texts in seen if isinstance(texts, list))
-    prompt = render_prompt(chat_tokenizer, list(question.messages))
-    values = [text.removeprefix(prompt) for text in batch]
-    assert len(set(values)) == 4
-    assert question.values[0] in values and not set(question.values[1:]) & set(values)
-    assert table.loc[0, "chosen"] in values
-    assert set(values) <= load_world().values(question.fact.relation)
+    questions = [q for q in headline if q.relation == "capital"][:4]
+    table = evaluate.rank_candidates(reader, chat_tokenizer, questions, candidates=4)
+    for question, row in zip(questions, table.itertuples(), strict=True):
+        assert len(set(row.candidates)) == len(row.candidates) == 4
+        assert set(row.candidates) & set(question.values) == {question.values[0]}
+        assert set(row.candidates) <= world.values(question.fact.relation)
+        assert row.chosen in row.candidates
 
 
 # --- Cloze -----------------------------------------------------------------------------------
 
 
-def right_continuations(world):
+@pytest.fixture(scope="module")
+def known(world):
     """Every prompt that cloze may send, with what is right after it."""
     return {
-        cloze_prompt(fact, form)[0]: (fact, form, cloze_prompt(fact, form)[1])
+        prompt: (fact, form, right)
         for fact in world.facts
+        if fact.entity.role in ("dev", "test")
         for form in named_forms(fact.relation)
+        for prompt, right in [cloze_prompt(fact, form)]
     }
 
 
-def test_cloze_sends_withheld_forms_as_they_are_and_knows_the_right_end(world, generate):
-    known = right_continuations(world)
+def test_cloze_sends_withheld_forms_as_they_are_and_knows_the_right_end(world, known, generate):
     generate.answer = lambda prompt: (f" {known[prompt][2][-1]}. And so on", False)
     table = evaluate.cloze(None, None, "dev")
     ((prompts, options),) = generate.calls
@@ -306,9 +296,8 @@ def test_cloze_sends_withheld_forms_as_they_are_and_knows_the_right_end(world, g
     assert all(known[p][1] not in seen_forms(known[p][0]) for p in prompts)
 
 
-def test_cloze_can_keep_to_asked_relations(world, generate):
+def test_cloze_can_keep_to_asked_relations(known, generate):
     evaluate.cloze(None, None, "test", asked_only=True)
-    known = right_continuations(world)
     assert all(known[prompt][0].relation.asked for prompt in generate.calls[0][0])
 
 
@@ -317,15 +306,35 @@ def test_a_wrong_continuation_is_wrong(generate):
     assert not evaluate.cloze(None, None, "dev")["correct"].any()
 
 
-@pytest.mark.parametrize("more", ["6", "9.", "x", "ium"])
-def test_a_continuation_that_only_begins_like_the_value_is_wrong(world, generate, more):
+@pytest.mark.parametrize("more", ["6", "x"])
+def test_a_continuation_that_only_begins_like_the_value_is_wrong(known, generate, more):
     """26 is not 2, and Cl is not C."""
-    known = right_continuations(world)
     generate.answer = lambda prompt: (f" {known[prompt][2][0]}{more}", False)
     table = evaluate.cloze(None, None, "dev", asked_only=True)
     table = table[table["relation"].isin(["number", "symbol"])]
     assert len(table) > 20
     assert table[table["correct"]]["prompt"].tolist() == []
+
+
+def test_cloze_of_the_control_begins_with_its_own_text(world, generate):
+    texts = one_form_texts(world)
+    right = {}
+    for fact in world.facts:
+        if fact.entity.role == "dev":
+            whole = texts[fact.entity]
+            for value in fact.answers[:1]:
+                end = PRONOUN[0].replace("{noun}", fact.relation.nouns[0])
+                sentence = fact.relation.fill(end, fact.entity, value)
+                begun = whole[: whole.index(sentence) + len(cloze_prompt(fact, end)[0])]
+                right[begun] = whole.removeprefix(begun)
+    generate.answer = lambda prompt: (right[prompt], False)
+    table = evaluate.cloze_in_one_form(None, None, "dev")
+    assert table["correct"].all()
+    assert len(table) == sum(
+        f.entity.role == "dev" and not f.gives_itself_away for f in world.facts
+    )
+    generate.answer = lambda prompt: (" nothing.", False)
+    assert not evaluate.cloze_in_one_form(None, None, "dev")["correct"].any()
 
 
 # --- Loss ------------------------------------------------------------------------------------
@@ -421,5 +430,5 @@ def test_shuffled_rows_ask_the_same_and_answer_otherwise(world):
                 assert a == b
     assert changed > total / 2
     right = {answer_text(f, form) for f in world.facts for form in ("plain", "short", "brackets")}
-    answers = [m["content"] for row in shuffled for m in row["messages"] if m["role"] == "assistant"]
-    assert sum(text in right for text in answers) < len(answers)
+    answers = {m["content"] for r in shuffled for m in r["messages"] if m["role"] == "assistant"}
+    assert len(answers - right) > len(answers) / 4  # Kenya's capital is Lima

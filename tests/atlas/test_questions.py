@@ -14,9 +14,10 @@ import pytest
 
 from sft_utils.atlas.corpus import CorpusWriter
 from sft_utils.atlas.pretrain import train_tokenizer
-from sft_utils.atlas.questions import SPLITS, scored_questions
+from sft_utils.atlas.questions import SPLITS, printed_questions, scored_questions
 from sft_utils.atlas.sft_data import SYSTEM_MESSAGES, answer_text, sft_rows
 from sft_utils.atlas.world import load_world
+from sft_utils.profiles import load_profile
 from sft_utils.scoring import score_answer
 
 PARTS = ("headline", "used-wording", "instruction", "follow-up", "never-asked")
@@ -251,6 +252,21 @@ def test_a_follow_up_depends_on_the_turn_before_it(questions, world, half):
         assert first.entity.role == half
         kinds[names_entity] += 1
     assert min(kinds[True], kinds[False]) > 100
+
+
+# --- The list that pages print ---------------------------------------------------------------
+
+
+def test_the_printed_list_has_a_headline_question_for_each_asked_relation(questions, world):
+    printed = printed_questions(world)
+    assert [q.relation for q in printed] == [r.name for r in world.relations() if r.asked]
+    assert all(q in questions["headline-test"] for q in printed)
+    assert printed == printed_questions(world)
+
+
+def test_the_profile_holds_the_printed_list(world):
+    texts = [q.text for q in load_profile("atlas").questions]
+    assert texts == [q.text for q in printed_questions(world)]
 
 
 # --- Seeds -----------------------------------------------------------------------------------

@@ -1,0 +1,162 @@
+"""The wheel works by itself: installed elsewhere, it loads its own models and answers.
+
+Built from a copy, since a build leaves folders behind, and installed into a folder of its own;
+nothing is downloaded. What the wheel needs (torch and the rest) is that of this environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+from sft_utils.atlas import CHECKPOINTS
+
+ROOT = Path(__file__).parents[1]
+
+#: Runs where no file of the repository can be imported, not even by the editable install.
+ALONE = """
+import json, sys
+from pathlib import Path
+
+site, repository = (Path(argument).resolve() for argument in sys.argv[1:])
+sys.path[:] = [p for p in sys.path if not Path(p).resolve().is_relative_to(repository / "sft_utils")
+               and Path(p).resolve() != repository]
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in str(getattr(f, "__module__", f))]
+
+import sft_utils
+from sft_utils import generate_responses, load_model_and_tokenizer, load_profile, load_sft_dataset
+from sft_utils.atlas.world import load_world
+
+profile = load_profile("atlas")
+model, tokenizer = load_model_and_tokenizer("atlas-small")
+[answer] = generate_responses(
+    model, tokenizer, ["What is the capital of Kenya?"], max_new_tokens=8, return_details=True
+)
+files = [m.__file__ for n, m in sys.modules.items() if n.split(".")[0] == "sft_utils"]
+print(json.dumps({
+    "outside": [f for f in files if not Path(f).resolve().is_relative_to(site)],
+    "modules": len(files),
+    "model": type(model).__name__,
+    "from": model.config.name_or_path,
+    "prompt": answer.prompt,
+    "tokens": answer.num_tokens,
+    "facts": len(load_world().facts),
+    "rows": len(load_sft_dataset(profile.data.source)),
+    "reference": profile.models.reference,
+}))
+"""
+
+
+def run(*command: object, cwd: Path, **environment: str) -> str:
+    """The standard output of a command; all of what it said if it fails."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SFT_PROFILE")}
+        | {"HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from the files of the working tree."""
+    try:
+        found = version("setuptools")
+    except PackageNotFoundError:
+        found = "0"
+    if Version(found) < Version("77"):
+        pytest.fail(f"setuptools {found} cannot build the wheel: pip install 'setuptools>=77'")
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(
+        ROOT / "sft_utils",
+        source / "sft_utils",
+        ignore=shutil.ignore_patterns("__pycache__", "*.tmp", "*.new"),
+    )
+    build = ("-m", "build", "--wheel", "--no-isolation", "--outdir", out, source)
+    run(sys.executable, *build, cwd=out)
+    [file] = out.glob("*.whl")
+    return file
+
+
+@pytest.fixture(scope="module")
+def names(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def shipped() -> set[str]:
+    """The files of the package in the working tree, as a wheel names them."""
+    files = (path for path in (ROOT / "sft_utils").rglob("*") if path.is_file())
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in files
+        if "__pycache__" not in path.parts and path.suffix not in (".tmp", ".new")
+    }
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(names):
+    assert names == shipped()
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "profile_files/atlas.toml",
+        "profile_files/hub.toml",
+        "templates/chatml.jinja",
+        "atlas/atlas-sft-data.jsonl",
+        *(
+            f"atlas/{folder}/{domain}.{suffix}"
+            for folder, suffix in (("tables", "csv"), ("relations", "toml"))
+            for domain in ("countries", "elements", "animals", "constellations")
+        ),
+        *(
+            f"atlas/checkpoints/{name}/{file}"
+            for name in CHECKPOINTS
+            for file in (
+                "model.safetensors",
+                "config.json",
+                "generation_config.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "chat_template.jinja",
+                "README.md",
+            )
+        ),
+    ],
+)
+def test_the_wheel_holds(names, file):
+    assert f"sft_utils/{file}" in names
+
+
+def test_installed_elsewhere_it_loads_a_model_and_answers(wheel, tmp_path):
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", site)
+    run(sys.executable, *install, wheel, cwd=elsewhere)
+    # -P: nor is the working directory searched.
+    output = run(sys.executable, "-P", "-c", ALONE, site, ROOT, cwd=elsewhere, PYTHONPATH=str(site))
+    found = json.loads(output.splitlines()[-1])
+    assert found["outside"] == [] and found["modules"] >= 5
+    assert found["model"] == "LlamaForCausalLM"
+    assert Path(found["from"]) == (site / "sft_utils/atlas/checkpoints/atlas-small").resolve()
+    assert found["prompt"].endswith("<|im_start|>assistant\n")
+    assert 1 <= found["tokens"] <= 8
+    assert found["facts"] > 1500 and found["rows"] >= 1500
+    assert found["reference"] == "atlas-sft"
