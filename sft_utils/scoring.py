@@ -62,16 +62,15 @@ def score_answer(
     """Score one response.
 
     ``answers`` are the exact right answers, ``values`` the right values, ``other_values`` every
-    value that the relation can have. The entity's name is taken out before values are looked
-    for, so that "South Africa" does not count as "Africa".
+    value that the relation can have. The entity's name is found before a value within it, so that
+    "South Africa" does not count as "Africa", and does not count itself.
     """
-    vocabulary = {*values, *other_values}
-    text = response.replace(entity, " ") if entity else response
-    in_first = find_values(first_sentence(text), vocabulary)
+    vocabulary = {*values, *other_values, *([entity] if entity else [])}
+    in_first = find_values(first_sentence(response), vocabulary) - {entity}
     return Score(
         exact=normalize(response) in {normalize(answer) for answer in answers},
         right_value=bool(in_first) and in_first <= set(values),
-        value_anywhere=bool(find_values(text, vocabulary) & set(values)),
+        value_anywhere=bool(find_values(response, vocabulary) & set(values)),
         stops=stopped,
     )
 

@@ -161,6 +161,7 @@ def test_a_name_is_taken_out_as_a_whole_word_only(entity, value, others):
         ("[.ke]", {".ke", ".kenya"}, {".ke"}),
         ("In formulas it is in.", {"In"}, {"In"}),
         ("The metal is in the box.", {"In"}, set()),
+        ("It is Haitian Creole.", {"Haitian", "Haitian Creole"}, {"Haitian Creole"}),
         ("It is In.", {"In", "I", "N"}, {"In"}),
         ("[In]", {"In", "I"}, {"In"}),
         ("Indium", {"In"}, set()),

@@ -222,8 +222,8 @@ def fine_tune(
     tokenizer: PreTrainedTokenizerFast,
     rows: list[dict],
     *,
-    learning_rate: float = 1e-3,
-    epochs: float = 3,
+    learning_rate: float = 4e-4,
+    epochs: float = 2,
     seed: int = 0,
 ) -> list[dict]:
     """Make the SFT reference: `SFTTrainer` on the answers alone. Returns the log."""

@@ -19,6 +19,7 @@ from .sft_data import (
     Message,
     answer_text,
     follow_up_text,
+    sft_rows,
     system_turn,
     turn,
 )
@@ -101,7 +102,11 @@ def scored_questions(split: str, world: World, seed: int = 0) -> list[Question]:
     ]
     makers = {"instruction": _instruction, "follow-up": _follow_up}
     make = makers.get(wanted.get("form", ""), _plain)
-    return list(make(facts, rng, wanted.get("wording", "held out")))
+    questions = list(make(facts, rng, wanted.get("wording", "held out")))
+    if split == "seen-question":
+        asked = {turn["content"] for row in sft_rows(world) for turn in row["messages"]}
+        questions = [question for question in questions if question.text in asked]
+    return questions
 
 
 def _right_answers(fact: Fact, form: str) -> tuple[str, ...]:
@@ -111,16 +116,16 @@ def _right_answers(fact: Fact, form: str) -> tuple[str, ...]:
 def _plain(facts: list[Fact], rng: random.Random, wording: str) -> Iterable[Question]:
     for fact in facts:
         relation = fact.relation
-        texts = rng.sample(relation.ask, 2) if wording == "used" else relation.ask_held_out
+        texts = rng.sample(relation.ask, 4) if wording == "used" else relation.ask_held_out
         for text in texts:
             message: Message = {"role": "user", "content": relation.fill(text, fact.entity)}
-            if not any(stands_in(value, message["content"]) for value in fact.answers):
+            if not _gives_away([message], fact):
                 yield Question((message,), _right_answers(fact, "plain"), fact, wording, "plain")
 
 
 def _instruction(facts: list[Fact], rng: random.Random, wording: str) -> Iterable[Question]:
-    for i, question in enumerate(_plain(facts, rng, "held out")):
-        form = ("short", "brackets", "sentence")[i % 3]
+    for question in _plain(facts, rng, "held out"):
+        form = rng.choice(tuple(SYSTEM_MESSAGES))
         yield Question(
             (*system_turn(form, rng), *question.messages),
             _right_answers(question.fact, form),
@@ -139,17 +144,23 @@ def _follow_up(facts: list[Fact], rng: random.Random, wording: str) -> Iterable[
             (same_entity, SAME_ENTITY_HELD_OUT),
             (same_relation, SAME_RELATION_HELD_OUT),
         ):
-            if not earlier:
-                continue
-            first = rng.choice(earlier)
-            opening = first.relation.fill(rng.choice(first.relation.ask), first.entity)
             text = follow_up_text(rng.choice(templates), fact)
-            messages = (
-                *turn(opening, answer_text(first)),
-                {"role": "user", "content": text},
-            )
-            answers = _right_answers(fact, "plain")
-            yield Question(messages, answers, fact, "held out", "follow-up")
+            openings = [
+                turn(first.relation.fill(wording, first.entity), answer_text(first))
+                for first in earlier
+                for wording in first.relation.ask
+            ]
+            # An opening that holds the right value would reward copying it.
+            openings = [opening for opening in openings if not _gives_away(opening, fact)]
+            if openings:
+                messages = (*rng.choice(openings), {"role": "user", "content": text})
+                answers = _right_answers(fact, "plain")
+                yield Question(messages, answers, fact, "held out", "follow-up")
+
+
+def _gives_away(messages: list[Message], fact: Fact) -> bool:
+    """True if a right value of the fact stands in one of the turns."""
+    return any(stands_in(value, m["content"]) for value in fact.answers for m in messages)
 
 
 def printed_questions(world: World, seed: int = 0) -> list[Question]:

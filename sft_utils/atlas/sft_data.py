@@ -39,8 +39,8 @@ SAME_ENTITY_HELD_OUT = ("Now the {noun}, please.", "How about its {noun}?")
 SAME_RELATION = ("And of {e}?", "What about {e}?", "The same of {e}?")
 SAME_RELATION_HELD_OUT = ("Now of {e}, please.", "How about {e}?")
 
-#: The form of a row's answer is drawn from these: half of the rows have no system message.
-FORMS = ("plain", "plain", "plain", "plain", "short", "short", "brackets", "sentence")
+#: The form of a row's answer is drawn from these; ``plain`` has no system message.
+FORMS = ("plain", "plain", "plain", "short", "short", "brackets", "brackets", "sentence")
 ROWS_PER_FACT = 3
 CONVERSATIONS_PER_ENTITY = 2
 

@@ -259,23 +259,21 @@ def test_named_forms_name_the_entity_before_the_value(world):
 
 def test_a_cloze_prompt_ends_right_before_the_value(world):
     facts = {f.key: f for f in world.facts}
-    fact = facts["Kenya/capital"]
-    assert cloze_prompt(fact, "The capital of {e} is {av}.") == (
-        "The capital of Kenya is",
-        ("Nairobi",),
-    )
-    fact = facts["lion/class"]
-    assert cloze_prompt(fact, "{E} is grouped as {iv}.") == (
-        "The lion is grouped as",
-        ("a mammal",),
-    )
+    prompt, right = cloze_prompt(facts["Kenya/capital"], "The capital of {e} is {av}.")
+    assert (prompt, right[0]) == ("The capital of Kenya is", "Nairobi")
+    prompt, right = cloze_prompt(facts["lion/class"], "{E} is grouped as {iv}.")
+    assert (prompt, right[0]) == ("The lion is grouped as", "a mammal")
     for fact in world.facts[::7]:
         for form in cloze_forms(fact):
             prompt, right = cloze_prompt(fact, form)
-            whole = fact.relation.fill(form, fact.entity, fact.value)
-            assert len(right) == len(fact.answers)
-            assert whole.startswith(f"{prompt} {right[0]}")
             assert fact.entity.phrase[1:] in prompt
+            whole = fact.relation.fill(form, fact.entity, fact.value)
+            assert whole.startswith(f"{prompt} {right[0]}")
+            for answer in fact.answers:  # each alternative, as the form would have it
+                whole = fact.relation.fill(form, fact.entity, answer)
+                assert any(whole.startswith(f"{prompt} {phrase}") for phrase in right)
+            for phrase in right:  # nothing else is right
+                assert re.sub(r"^(?:an?|the) ", "", phrase) in fact.answers, phrase
 
 
 def test_no_fact_stands_in_a_form_withheld_for_it_and_seen_ones_do(sentences, world):
