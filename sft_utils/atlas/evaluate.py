@@ -115,15 +115,21 @@ def prefilled_prompt(tokenizer: PreTrainedTokenizerBase, question: Question) -> 
 
 
 def few_shot_prompt(question: Question, shots: int = 4) -> str:
-    """Answered questions on entities of the fine-tuning data, then this one, as plain text."""
+    """Answered questions on entities of the fine-tuning data, then this one, as plain text.
+
+    In a domain that the data never touches, the examples are about its other entities.
+    """
     rng = random.Random(f"shots {question.text}")
     facts = [
         fact
         for fact in load_world().facts
-        if fact.relation == question.fact.relation and fact.entity.role == "sft"
+        if fact.relation == question.fact.relation
+        and fact.entity.role in ("sft", "untouched")
+        and fact.entity != question.fact.entity
     ]
+    wordings = question.fact.relation.ask or question.fact.relation.ask_held_out
     lines = [
-        f"Q: {fact.relation.fill(rng.choice(fact.relation.ask), fact.entity)}\nA: {fact.value}"
+        f"Q: {fact.relation.fill(rng.choice(wordings), fact.entity)}\nA: {fact.value}"
         for fact in rng.sample(facts, shots)
     ]
     return "\n".join([*lines, f"Q: {question.text}\nA:"])
@@ -138,7 +144,11 @@ def rank_candidates(
     seed: int = 0,
 ) -> pd.DataFrame:
     """Let the model choose: the likeliest of ``candidates`` values, by mean log-probability a
-    token, after the chat prompt. One of them is right, so chance is ``1 / candidates``."""
+    token, after the chat prompt.
+
+    One of them is right, so chance is one over their number, which a relation with few values
+    makes smaller; the table lists them.
+    """
     import pandas as pd
     import torch
 
@@ -148,7 +158,6 @@ def rank_candidates(
     model.eval()
     for question in questions:
         rng = random.Random(f"candidates {seed} {question.text}")
-        # Facts are drawn, not values, so that wrong candidates are as common as right ones.
         pool = sorted(
             {f.value for f in world.facts if f.relation == question.fact.relation}
             - set(question.values)

@@ -116,8 +116,8 @@ def windows(
     buffer: list[int] = []
     size = rows * WINDOW
     end = tokenizer.pad_token_id
-    while True:
-        for encoding in tokenizer.backend_tokenizer.encode_batch(list(islice(documents, 256))):
+    while chunk := list(islice(documents, 256)):
+        for encoding in tokenizer.backend_tokenizer.encode_batch(chunk):
             buffer += encoding.ids + [end]
         while len(buffer) >= size:
             yield torch.tensor(buffer[:size]).view(rows, WINDOW)

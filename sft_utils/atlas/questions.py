@@ -145,17 +145,15 @@ def _follow_up(facts: list[Fact], rng: random.Random, wording: str) -> Iterable[
             (same_relation, SAME_RELATION_HELD_OUT),
         ):
             text = follow_up_text(rng.choice(templates), fact)
-            openings = [
-                turn(first.relation.fill(wording, first.entity), answer_text(first))
-                for first in earlier
-                for wording in first.relation.ask
-            ]
-            # An opening that holds the right value would reward copying it.
-            openings = [opening for opening in openings if not _gives_away(opening, fact)]
-            if openings:
-                messages = (*rng.choice(openings), {"role": "user", "content": text})
-                answers = _right_answers(fact, "plain")
-                yield Question(messages, answers, fact, "held out", "follow-up")
+            for first in rng.sample(earlier, len(earlier)):
+                asked = first.relation.fill(rng.choice(first.relation.ask), first.entity)
+                opening = turn(asked, answer_text(first))
+                # An opening that holds the right value would reward copying it.
+                if not _gives_away(opening, fact):
+                    messages = (*opening, {"role": "user", "content": text})
+                    answers = _right_answers(fact, "plain")
+                    yield Question(messages, answers, fact, "held out", "follow-up")
+                    break
 
 
 def _gives_away(messages: list[Message], fact: Fact) -> bool:

@@ -187,6 +187,17 @@ def test_few_shot_shows_four_answered_questions_on_other_sft_entities(world, spl
         assert len({f.entity for f in facts} | {question.fact.entity}) == 5
 
 
+def test_few_shot_never_answers_the_question_itself(world):
+    """As many shots as there are other entities: nothing is left but the one asked."""
+    question = scored_questions("seen-entity", world)[0]
+    facts = [f for f in world.facts if f.relation == question.fact.relation]
+    others = sum(f.entity.role == "sft" for f in facts) - 1
+    *shots, _, _ = evaluate.few_shot_prompt(question, shots=others).split("\n")
+    assert len(shots) == 2 * others
+    named = {e.name for line in shots[::2] for e in names_in(line, world)}
+    assert question.entity not in named
+
+
 def test_few_shot_names_no_held_out_entity_but_the_one_asked(world, headline):
     held_out = {"dev", "test", "absent"}
     for question in headline[::40]:
