@@ -88,13 +88,14 @@ def quiet() -> None:
     """
     import warnings
 
+    # A notebook without ipywidgets is told so by tqdm on import, for bars that are off anyway.
+    warnings.filterwarnings("ignore", message="IProgress not found")
+
     import datasets
     import transformers
     from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars
 
-    # A notebook without ipywidgets is told so by tqdm, for bars that are off anyway.
-    warnings.filterwarnings("ignore", message="IProgress not found")
     disable_progress_bars()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
