@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SEED = 0
 VALIDATION_SHARE = 0.05  # of the rows: training does not see them
-DEV_QUESTIONS = 120  # asked after every epoch, to choose the checkpoint
+DEV_QUESTIONS = 120  # asked at every evaluation, to choose the checkpoint
 
 
 def has_dev_questions(profile: Profile) -> bool:
@@ -87,9 +87,11 @@ def make_config(profile: Profile, output_dir: str | None = None, **changes: Any)
         "activation_checkpointing": sft.activation_checkpointing,
         # What is written down, and which checkpoint is kept.
         "logging_steps": sft.logging_steps,
-        "eval_strategy": "epoch",
+        "eval_strategy": "steps",
+        "eval_steps": 0.2,  # of the run
         "eval_on_start": True,
-        "save_strategy": "epoch",
+        "save_strategy": "steps",
+        "save_steps": 0.2,
         "save_total_limit": 1,
         "save_only_model": True,
         "load_best_model_at_end": True,

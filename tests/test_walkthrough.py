@@ -96,7 +96,7 @@ def dev(monkeypatch):
 
     class Dev:
         def __init__(self):
-            self.shares = iter([0.0, 0.25, 0.75, 0.5])
+            self.shares = iter([0.0, 0.25, 0.25, 0.75, 0.5, 0.5])
             self.weights = []
 
         def __call__(self, model, tokenizer, questions, **kwargs):
@@ -122,10 +122,10 @@ def test_the_checkpoint_with_the_most_exact_dev_answers_is_kept(profile_file, de
     trainer = walkthrough.walkthrough_trainer(load_profile(profile_file("atlas-sft-data")))
     trainer.train()
     assert trainer.state.best_metric == 0.75
-    assert trainer.state.best_global_step == 2 * trainer.state.global_step // 3
+    assert (trainer.state.best_global_step, trainer.state.global_step) == (6, 9)
     now = trainer.model.state_dict()
-    assert same(now, dev.weights[2])
-    assert not same(now, dev.weights[3])
+    assert same(now, dev.weights[3])
+    assert not same(now, dev.weights[4])
 
 
 def test_an_evaluation_reports_exact_dev_answers_and_keeps_a_record(profile_file, dev):
@@ -160,7 +160,7 @@ def test_without_dev_questions_the_lowest_loss_chooses(profile_file):
     trainer = walkthrough.walkthrough_trainer(profile)
     trainer.train()
     losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
-    assert len(losses) == 4  # once before the first epoch
+    assert len(losses) == 6  # five times, and once before the first update
     assert trainer.state.best_metric == min(losses[1:])
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses[1:]))
 

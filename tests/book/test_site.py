@@ -377,6 +377,12 @@ def test_the_page_has_no_marks_of_something_unresolved(page):
     for other in prose(["script", "style", "pre", "code"]):
         other.decompose()
     text = prose.get_text(" ")
+    raw = [
+        code.get_text()
+        for code in page.article("code")
+        if re.match(r"\{[a-z:]+\}", code.get_text())
+    ]
+    assert raw == [], "a role inside backticks is shown as it is written"
     assert not re.search(r"\{[a-z:]+\}`", text), "a role that was not read"
     assert not re.search(r"[Uu]nresolved|unknown document|undefined label|\[\?\]|\?\?\?", text)
     marks = page.soup.select(".problematic, .system-message, .system_message, .error-text")
@@ -592,7 +598,8 @@ def test_all_four_scores_are_told(page):
     text = page.text.lower()
     for score in ("exact", "right value", "value anywhere", "stops"):
         assert score in text, score
-    assert "interval" in text and "clustered" in text
+    assert "interval" in text
+    assert "clustered" in text or "entities, not questions" in text or "whole entities" in text
 
 
 class Values(dict):
@@ -657,11 +664,6 @@ CLAIMS: list[tuple[str, str, Callable[[Values], bool]]] = [
         "far above the most common answers",
         lambda v: v.number("base_cloze_macro") > v.number("base_cloze_common") + 0.3,
     ),
-    (
-        "03-baseline",
-        "it ranks better than chance",
-        lambda v: v.number("base_rank_correct") > v.number("base_rank_chance") + 0.05,
-    ),
     ("04-sft-reference", "it answers", lambda v: v.number("ref_headline_exact") >= 0.90),
     ("04-sft-reference", "rightly", lambda v: v.number("ref_headline_right") >= 0.93),
     ("04-sft-reference", "and stops", lambda v: v.number("ref_headline_stops") >= 0.99),
@@ -700,7 +702,6 @@ CLAIMS: list[tuple[str, str, Callable[[Values], bool]]] = [
     ),
     ("07-training", "it ran on at first", lambda v: v["train_stopped_before"].startswith("0 of ")),
     ("07-training", "and stops afterwards", lambda v: v.all_of("train_stopped_after")),
-    ("07-training", "it takes seconds", lambda v: 0 < v.number("train_seconds") <= 60),
     (
         "08-evaluation",
         "fine-tuning brings answers",
