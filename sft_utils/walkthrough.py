@@ -8,13 +8,11 @@ store. All arguments are named here, on plain `SFTConfig` and `SFTTrainer`.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import random
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data import check_rows, load_sft_dataset
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
 SEED = 0
 VALIDATION_SHARE = 0.05  # of the rows: training does not see them
-SCRATCH = "sft-utils-scratch-"
 DEV_QUESTIONS = 120  # asked at every evaluation, to choose the checkpoint
 
 
@@ -108,16 +105,8 @@ def make_config(profile: Profile, output_dir: str | None = None, **changes: Any)
 
 
 def scratch_folder() -> str:
-    """A temporary folder for checkpoints, removed when this process ends.
-
-    A notebook's kernel is often killed before it can tidy up, so those that nobody has written
-    to for a day are removed as well.
-    """
-    for old in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - old.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(old, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=SCRATCH)
+    """A temporary folder that is removed when this process ends."""
+    folder = tempfile.mkdtemp(prefix="sft-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 

@@ -1,7 +1,6 @@
 """The walk-through's trainer: dev questions choose where there are any, and pages agree on it."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -251,18 +250,6 @@ def test_importing_costs_nothing_and_scratch_folders_go_with_the_process():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not Path(done.stdout.strip()).exists()
-
-
-def test_scratch_folders_of_yesterday_are_swept_away(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    old, other = tmp_path / f"{walkthrough.SCRATCH}old", tmp_path / "other"
-    for folder in (old, other):
-        folder.mkdir()
-        os.utime(folder, (1, 1))
-    recent = walkthrough.scratch_folder()
-    walkthrough.scratch_folder()
-    assert not old.exists()
-    assert other.exists() and Path(recent).exists()
 
 
 def test_curves_draw_every_panel_and_name_every_line():
