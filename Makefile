@@ -35,8 +35,9 @@ book: $(INSTALLED)  ## Execute every page and build the site into _build/html
 test: $(INSTALLED_DEV)  ## Run the tests, a build of the book among them
 	$(BIN)/python -m pytest $(ARGS)
 
+# One thread sums in one order, so that a rerun on the same processor gives the same weights.
 models: $(INSTALLED)  ## Make the Atlas models and data again from the tables (within 90 minutes)
-	$(BIN)/python -m sft_utils.atlas.pretrain
+	OMP_NUM_THREADS=1 $(BIN)/python -m sft_utils.atlas.pretrain
 
 lint: $(INSTALLED_DEV)  ## Check style and types; change nothing
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ WONDER = (
     "Pupils learn what the {noun} of {e} is.",
     "Many readers would like to know the {noun} of {e}.",
     "A guide can tell you which {noun} belongs to {e}.",
-    "Who can name the {noun} of {e} without a book?",
+    "Schools ask who knows the {noun} of {e} without a book.",
     "How one finds the {noun} of {e} is told in the preface.",
     "I do not know where the {noun} of {e} was first printed.",
 )

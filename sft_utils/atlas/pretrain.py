@@ -327,6 +327,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--only", choices=CHECKPOINTS, nargs="*", default=CHECKPOINTS)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the updates, for trials")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the documents")
     parser.add_argument("--out", type=Path, help="folder instead of the package's own")
     options = parser.parse_args(arguments)
 
@@ -351,11 +352,11 @@ def main(arguments: list[str] | None = None) -> None:
                 bar.set_postfix(loss=f"{loss:.3f}")
 
             documents = (
-                one_form_documents(world, 1)
+                one_form_documents(world, 1 + options.seed)
                 if name.endswith("1form")
-                else CorpusWriter(world, 1).documents()
+                else CorpusWriter(world, 1 + options.seed).documents()
             )
-            model, losses = pretrain(recipe, documents, tokenizer, on_step=show)
+            model, losses = pretrain(recipe, documents, tokenizer, seed=options.seed, on_step=show)
         made = (
             f"A base model, pretrained from random weights for {recipe.updates:,} updates of"
             f" {recipe.rows * WINDOW:,} tokens"
