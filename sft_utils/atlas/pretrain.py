@@ -222,7 +222,7 @@ def fine_tune(
     tokenizer: PreTrainedTokenizerFast,
     rows: list[dict],
     *,
-    learning_rate: float = 4e-4,
+    learning_rate: float = 3e-4,
     epochs: float = 2,
     seed: int = 0,
 ) -> list[dict]:
