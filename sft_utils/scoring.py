@@ -75,23 +75,17 @@ def score_answer(
     )
 
 
-def clustered_interval(
-    values: Sequence[float], clusters: Sequence[str], *, draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """A 95 % percentile bootstrap interval of the mean, resampling whole clusters.
+def clustered_interval(values: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:
+    """A 95 % interval of a mean, from questions that come in clusters. Chapter 08.
 
-    Questions about one entity stand or fall together, so entities are drawn, not questions.
+    Questions about one entity stand or fall together, so entities are counted, not questions:
+    `sft_utils.statistics.proportion_interval` where all values are right (1) or wrong (0), and
+    `sft_utils.statistics.mean_interval` for other numbers.
     """
-    import numpy as np
+    from .statistics import mean_interval, proportion_interval
 
-    names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.bincount(index, weights=np.asarray(values, dtype=float), minlength=len(names))
-    counts = np.bincount(index, minlength=len(names))
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(0, len(names), size=(draws, len(names)))
-    means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    shares = all(value in (0, 1) for value in values)
+    return (proportion_interval if shares else mean_interval)(values, clusters)
 
 
 def score_table(frame: pd.DataFrame, scores: Iterable[str] = SCORES) -> pd.DataFrame:

@@ -7,7 +7,8 @@ import pytest
 
 import sft_utils
 
-HEAVY = {"torch", "transformers", "trl", "datasets", "pandas", "numpy", "matplotlib", "IPython"}
+HEAVY = {"torch", "transformers", "trl", "datasets", "pandas", "numpy", "scipy", "statsmodels",
+         "matplotlib", "IPython"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -15,7 +16,8 @@ HEAVY = {"torch", "transformers", "trl", "datasets", "pandas", "numpy", "matplot
     [
         "sft_utils",
         "sft_utils.models, sft_utils.generation, sft_utils.data, sft_utils.profiles, "
-        "sft_utils.environment, sft_utils.runs, sft_utils.results",
+        "sft_utils.environment, sft_utils.runs, sft_utils.results, sft_utils.scoring, "
+        "sft_utils.statistics",
     ],
 )
 def test_import_loads_nothing_heavy(modules):
