@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .plots import SCORE_NAMES
+from .results import MISSING, Measure
 from .scoring import SCORES, clustered_interval, score_table
 
 if TYPE_CHECKING:
@@ -86,23 +87,41 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def share(frame: pd.DataFrame | None, score: str) -> str:
-    """The mean of a score as text for the prose, ``–`` where there is no table."""
-    return "–" if frame is None else percent(float(frame[score].mean()))
+def share(frame: pd.DataFrame | None, score: str) -> Measure | str:
+    """The mean of a score for the prose, with its interval and n; ``–`` where there is no table.
 
-
-def interval(frame: pd.DataFrame | None, score: str) -> str:
-    """The 95 % interval of a score, clustered by entity, as text: ``91.0 to 95.2 %``."""
+    The seeds and the run come from the table's ``attrs``, which `score_split` fills.
+    """
     if frame is None:
-        return "–"
-    low, high = clustered_interval(frame[score].astype(float).tolist(), frame["entity"].tolist())
-    return f"{100 * low:.1f} to {percent(high)}"
+        return MISSING
+    hits, entities = frame[score].astype(float).tolist(), frame["entity"].tolist()
+    low, high = clustered_interval(hits, entities)
+    return Measure(
+        float(frame[score].mean()), "%", n=len(frame), entities=len(set(entities)),
+        low=low, high=high, **made_by(frame),
+    )  # fmt: skip
+
+
+def change(before: pd.DataFrame | None, after: pd.DataFrame | None, score: str) -> Measure | str:
+    """What `paired_difference` gives, in points, for the prose; ``–`` where a table is missing."""
+    if before is None or after is None:
+        return MISSING
+    pair = paired_difference(before, after, score)
+    return Measure(
+        pair.difference, "points", n=len(after), entities=after["entity"].nunique(),
+        low=pair.low, high=pair.high, **made_by(after),
+    )  # fmt: skip
+
+
+def made_by(frame: pd.DataFrame) -> dict[str, Any]:
+    """The seeds and the run of the model that gave a table's answers."""
+    return {name: frame.attrs[name] for name in ("seeds", "run") if name in frame.attrs}
 
 
 def verdict(measured: Any, agrees: Callable[[], bool]) -> str:
     """``agrees`` or ``differs`` for a table's cell; ``–`` where nothing was measured."""
     if not measured:
-        return "–"
+        return MISSING
     return "agrees" if agrees() else "differs"
 
 
@@ -205,18 +224,15 @@ class Paired:
     p_value: float
 
 
-def paired_difference(
-    before: pd.DataFrame, after: pd.DataFrame, score: str, *, draws: int = 2000, seed: int = 0
-) -> Paired:
+def paired_difference(before: pd.DataFrame, after: pd.DataFrame, score: str) -> Paired:
     """Compare a score, question by question. Explained in chapter 08.
 
     Both tables have the columns ``question``, ``entity`` and ``score``, the same questions in
-    the same order. The interval is a 95 % percentile bootstrap of the mean difference that
-    resamples whole entities (after Miller, 2411.00640, who gives it as a standard error).
+    the same order. The interval is `sft_utils.statistics.paired_interval`, clustered by entity.
 
     Raises ``ValueError`` if the questions are not the same.
     """
-    from scipy.stats import binomtest
+    from .statistics import mcnemar, paired_interval
 
     for column in ("question", "entity"):
         if before[column].tolist() != after[column].tolist():
@@ -225,33 +241,34 @@ def paired_difference(
                 "same questions in the same order. Score both models on the same list."
             )
     old, new = before[score].to_numpy(dtype=bool), after[score].to_numpy(dtype=bool)
-    changes = new.astype(float) - old.astype(float)
-    low, high = clustered_interval(
-        changes.tolist(), before["entity"].tolist(), draws=draws, seed=seed
-    )
-    gained, lost = int((new & ~old).sum()), int((old & ~new).sum())
-    p_value = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    low, high = paired_interval(old, new, before["entity"])
     return Paired(
-        difference=float(changes.mean()),
+        difference=float(new.mean() - old.mean()),
         low=low,
         high=high,
         both=int((old & new).sum()),
-        gained=gained,
-        lost=lost,
+        gained=int((new & ~old).sum()),
+        lost=int((old & ~new).sum()),
         neither=int((~old & ~new).sum()),
-        p_value=float(p_value),
+        p_value=mcnemar(old, new),
     )
 
 
 def paired_sheet(
     before: pd.DataFrame, after: pd.DataFrame, scores: Iterable[str] = SCORES
 ) -> pd.DataFrame:
-    """`paired_difference` for several scores, written out for reading, in percentage points."""
+    """`paired_difference` for several scores, written out for reading, in percentage points.
+
+    The p-values are adjusted for how many scores there are: `sft_utils.statistics.holm`.
+    """
     import pandas as pd
 
+    from .statistics import holm
+
+    pairs = {score: paired_difference(before, after, score) for score in scores}
+    adjusted = holm([pair.p_value for pair in pairs.values()])
     rows = {}
-    for score in scores:
-        pair = paired_difference(before, after, score)
+    for (score, pair), p_value in zip(pairs.items(), adjusted, strict=True):
         rows[SCORE_NAMES.get(score, score)] = {
             "difference, points": f"{100 * pair.difference:+.1f}",
             "95 % interval": f"{100 * pair.low:+.1f} to {100 * pair.high:+.1f}",
@@ -259,7 +276,7 @@ def paired_sheet(
             "gained": pair.gained,
             "lost": pair.lost,
             "in neither": pair.neither,
-            "McNemar's exact p": "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}",
+            "McNemar's p, Holm": "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -258,6 +258,42 @@ def relation_dots(frame: pd.DataFrame, *, alt: str) -> Figure:
     return _figure(draw, 1.15 + 0.3 * len(frame), alt)
 
 
+def dot_panels(table: pd.DataFrame, *, alt: str) -> Figure:
+    """Several measures of the same runs, side by side: dots with intervals. Chapter 10.
+
+    ``table`` has a row for each pair of ``label`` (the run; one line of the figure) and
+    ``measure`` (one panel, with an axis of its own), and the columns ``value``, ``low`` and
+    ``high`` in the unit of the measure, and ``text``, what is printed above the dot. Both keep
+    the order of the table.
+
+    Raises `ValueError` if a column is missing, a pair is there twice, or ``alt`` is empty.
+    """
+    _check_shares(table, ("label", "measure", "value", "low", "high", "text"), ())
+    _check_shares(table, ("label", "measure"), ())
+    labels = list(dict.fromkeys(table["label"]))
+    groups = [(str(name), rows) for name, rows in table.groupby("measure", sort=False)]
+
+    def draw(canvas: Canvas) -> None:
+        panels = canvas.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+        for axes, (name, rows) in zip(panels, groups, strict=True):
+            for row in rows.to_dict("records"):
+                y = labels.index(row["label"])
+                axes.plot([row["low"], row["high"]], [y, y], color=_INK, linewidth=1.6,
+                          marker="|", markersize=8, markeredgewidth=1.6)  # fmt: skip
+                axes.plot(row["value"], y, "o", markersize=7.5, color=PALETTE[0], zorder=6)
+                axes.annotate(row["text"], (row["value"], y), (0, 8), ha="center", weight="bold",
+                              textcoords="offset points", annotation_clip=False)  # fmt: skip
+            axes.set_title(name)
+            axes.margins(x=0.25)
+            axes.tick_params(axis="y", length=0, pad=8)
+            axes.locator_params(axis="x", nbins=4)
+            _grid(axes, "x")
+        panels[0].set_yticks(range(len(labels)), [str(label) for label in labels])
+        panels[0].set_ylim(len(labels) - 0.6, -0.7)
+
+    return _figure(draw, 0.8 + 0.5 * len(labels), alt)
+
+
 def loss_curves(log_history: Iterable[Mapping[str, Any]], *, alt: str) -> Figure:
     """Training loss, evaluation loss if there is any, and the learning rate below. Chapter 07.
 

@@ -1,36 +1,224 @@
-"""Put a value of a page's cell where the prose can quote it."""
+"""Values that the prose quotes, each with what a reader needs to believe it; and claims.
+
+A page glues a `Measure` where its prose has a number, and states a `claim` where its prose says
+what a number means. Both are kept in the cell's output as JSON, so a page from the cache still
+has them. The build collects them in ``results.json`` and on the pages of results and of claims.
+"""
 
 from __future__ import annotations
 
+import html
+import json
+import math
+from dataclasses import asdict, dataclass
 from typing import Any
+
+#: The types under which the JSON forms are stored in a cell's output.
+RESULT_TYPE = "application/vnd.sft.result+json"
+CLAIM_TYPE = "application/vnd.sft.claim+json"
+#: What a page glues where its profile has nothing to measure.
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number with its unit, its sample and its noise. As text it is what the prose shows.
+
+    ``value``, ``low`` and ``high`` share one scale. With the unit ``%`` they are shares from 0 to
+    1, with ``points`` differences of shares; both are shown a hundredfold. ``low`` and ``high``
+    are a 95 % interval, ``n`` the number of questions, tokens or runs, ``entities`` the number of
+    clusters among them, ``seeds`` those of the training, and ``run`` the fingerprint of the run
+    or of the weights that were measured. ``digits`` are the decimals shown.
+
+    Raises ``ValueError`` for a number that is not finite and for one half of an interval.
+    """
+
+    value: float
+    unit: str = ""
+    digits: int | None = None
+    n: int | None = None
+    entities: int | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: tuple[int, ...] = ()
+    run: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high"):
+            number = plain(getattr(self, name))
+            object.__setattr__(self, name, number)
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"{name}={number} of a measure: give a finite number.")
+        if (self.low is None) != (self.high is None):
+            raise ValueError(f"An interval from {self.low} to {self.high}: give both ends or none.")
+
+    def __repr__(self) -> str:
+        return self._with_unit(self._number(self.value, signed=self.unit == "points"))
+
+    @property
+    def interval(self) -> str:
+        """The interval as text, ``96.5 to 98.8 %``; empty without one."""
+        if self.low is None or self.high is None:
+            return ""
+        signed = self.unit == "points"
+        low, high = (self._number(end, signed) for end in (self.low, self.high))
+        return f"{low} to {self._with_unit(high)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``results.json`` holds, the shown text with it."""
+        fields = {name: value for name, value in asdict(self).items() if name != "digits"}
+        return {"text": repr(self), **fields, "seeds": list(self.seeds)}
+
+    def _number(self, number: float, signed: bool = False) -> str:
+        scaled = 100 * number if self.unit in ("%", "points") else number
+        digits = self.digits
+        if digits is None:
+            digits = 1 if self.unit in ("%", "points") else 0 if isinstance(number, int) else 2
+        shown = round(scaled, digits) + 0.0  # no "-0.0"
+        return f"{shown:{'+' if signed else ''},.{digits}f}"
+
+    def _with_unit(self, text: str) -> str:
+        return f"{text} {self.unit}".rstrip()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, the number that it rests on, and the threshold that it must keep."""
+
+    name: str
+    sentence: str
+    measure: Measure
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the measured value is on the right side of the threshold."""
+        if self.at_least is not None:
+            return self.measure.value >= self.at_least
+        assert self.at_most is not None
+        return self.measure.value <= self.at_most
+
+    @property
+    def margin(self) -> float:
+        """How far the value is from the threshold, below zero where the claim fails."""
+        if self.at_least is not None:
+            return self.measure.value - self.at_least
+        assert self.at_most is not None
+        return self.at_most - self.measure.value
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``results.json`` holds."""
+        return {
+            "claim": self.name,
+            "sentence": self.sentence,
+            "holds": self.holds,
+            "at_least": self.at_least,
+            "at_most": self.at_most,
+            "margin": self.margin,
+            "measure": self.measure.as_dict(),
+        }
+
+    def __repr__(self) -> str:
+        return f"{'holds' if self.holds else 'FAILS'}: {self.sentence} {self.figures}"
+
+    @property
+    def figures(self) -> str:
+        """The measured value, its interval and the threshold, as text."""
+        least = self.at_least is not None
+        limit = Measure(self.at_least if least else self.at_most, self.measure.unit,  # type: ignore[arg-type]
+                        digits=self.measure.digits)  # fmt: skip
+        between = f" ({self.measure.interval})" if self.measure.interval else ""
+        return f"{self.measure!r}{between}; required: at {'least' if least else 'most'} {limit!r}."
+
+    def _repr_html_(self) -> str:
+        verdict = "✓ holds" if self.holds else "✗ FAILS"
+        return (
+            f'<p class="sft-claim" id="claim-{html.escape(self.name)}"><small><b>{verdict}</b> '
+            f"<i>{html.escape(self.sentence)}</i> {html.escape(self.figures)}</small></p>"
+        )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A measure or a claim as the notebook keeps it: the text for the prose, and the JSON."""
+
+    value: Measure | Claim
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        kind = RESULT_TYPE if isinstance(self.value, Measure) else CLAIM_TYPE
+        # Quoted, as a string would be: the prose reads "12,345" as two numbers otherwise.
+        return {"text/plain": repr(repr(self.value)), kind: json.dumps(self.value.as_dict())}
+
+
+def claim(
+    name: str,
+    sentence: str,
+    measure: Measure,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """State what a page says of a number, with the threshold that the number must keep.
+
+    Shows one line and never raises for a claim that fails: the build goes on, lists every failed
+    claim at its end and exits with an error. ``name`` is in kebab-case and unique in the book.
+    The threshold stands at least four standard deviations between seeds away from the value, so
+    that another processor does not break the claim (chapter 09).
+
+    Raises ``ValueError`` unless there is exactly one threshold, a sentence and a fitting name.
+    """
+    if not name or name != "-".join(name.lower().split()) or not sentence.endswith("."):
+        raise ValueError(f"claim {name!r}: give a kebab-case name and a sentence with a full stop.")
+    if (at_least is None) == (at_most is None):
+        raise ValueError(f"claim {name!r}: give either at_least or at_most.")
+    made = Claim(name, sentence, measure, at_least, at_most)
+    _store(f"claim {name}", Stored(made), made)
 
 
 def glue(name: str, value: Any, *, display: bool = False) -> None:
     """Store ``value`` under ``name`` for the prose; show it in the cell's output with ``display``.
 
-    ``value`` is anything that Jupyter can show: a string, a number, a figure, a data frame. NumPy
-    numbers become Python's. In a notebook without myst-nb, or in plain Python, nothing is stored,
-    and ``display`` shows the value as usual. Rule 1 of the book: no number in the prose is typed.
+    ``value`` is a `Measure`, or anything that Jupyter can show: a string, a number, a figure. The
+    interval of a measure is stored too, under ``name`` and ``_ci``. NumPy numbers become Python's.
+    In a notebook without myst-nb, or in plain Python, nothing is stored, and ``display`` shows the
+    value as usual. Rule 1 of the book: no number in the prose is typed.
     """
     if not name or name != name.strip():
         raise ValueError(f"glue name {name!r}: give a name that does not start or end in a space.")
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        value = value.item()
+    value = plain(value)
+    shown = value if display else None
+    if isinstance(value, Measure):
+        if value.interval:
+            _store(f"{name}_ci", value.interval)
+        _store(name, Stored(value), shown)
+        return
+    if isinstance(value, str) and value == MISSING:
+        _store(f"{name}_ci", MISSING)
+    _store(name, value, shown)
+
+
+def _store(name: str, value: Any, shown: Any = None) -> None:
+    """Keep a value in the cell's output, unseen; show the other one, if there is one."""
     try:
         from IPython import get_ipython
-        from IPython.display import display as show
+        from IPython.display import display
 
         in_notebook = get_ipython() is not None
     except ModuleNotFoundError:
         in_notebook = False
-    if not in_notebook:
-        if display:
-            print(value)
-        return
-    try:
-        from myst_nb import glue as store
-    except ModuleNotFoundError:
-        if display:
-            show(value)
-        return
-    store(name, value, display)
+    if shown is not None:
+        display(shown) if in_notebook else print(shown)
+    if in_notebook:
+        try:
+            from myst_nb import glue as store
+        except ModuleNotFoundError:
+            return
+        store(name, value, False)
+
+
+def plain(value: Any) -> Any:
+    """A NumPy number, or a tensor of one, as Python's own; anything else as it is."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    return value

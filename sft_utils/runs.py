@@ -52,6 +52,8 @@ _NO_EFFECT = {
 }
 _ONLY_SHOWN = {"PrinterCallback", "ProgressCallback", "NotebookProgressCallback"}
 _LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
+#: By the hash of trained weights: the run that they came from.
+_TRAINED: dict[str, dict[str, Any]] = {}
 _FILES = ("weights.safetensors", "state.json", "result.json")
 
 
@@ -104,7 +106,18 @@ def train(trainer: Trainer, store: str | Path | None = None) -> Run:
         run = Run(key, False, seconds, history, records, entry if kept else None)
     model.eval()
     model.zero_grad()
+    _TRAINED[_weights_hash(model)] = {"run": key, "seeds": (trainer.args.seed,)}
     return run
+
+
+def origin(model: Any) -> dict[str, Any]:
+    """What made a model's weights, for the results that rest on them: ``run`` and ``seeds``.
+
+    The fingerprint and the seed of the run if `train` made them here; a hash of the weights if
+    not.
+    """
+    weights = _weights_hash(model)
+    return _TRAINED.get(weights, {"run": f"weights {weights[:16]}", "seeds": ()})
 
 
 def fingerprint(trainer: Trainer) -> str:

@@ -11,10 +11,10 @@ from sft_utils.comparison import (
     atlas_only,
     blind_sheet,
     by_relation,
+    change,
     few_shot_from_rows,
     follow_answer,
     in_words,
-    interval,
     marked,
     paired_difference,
     paired_sheet,
@@ -25,6 +25,14 @@ from sft_utils.comparison import (
     verdict,
 )
 from sft_utils.generation import Generation
+
+
+@pytest.fixture(autouse=True)
+def made_by_a_run(monkeypatch):
+    """Stubs have no weights to hash."""
+    monkeypatch.setattr(
+        "sft_utils.atlas.evaluate.origin", lambda model: {"run": "run", "seeds": (0,)}
+    )
 
 
 def frame(exact, entities=None, relations=None, right=None):
@@ -64,22 +72,23 @@ def test_a_pair_counts_what_was_gained_and_lost():
 
 
 def test_nothing_changed_is_no_evidence():
-    pair = paired_difference(frame([True, False]), frame([True, False]), "exact")
-    assert (pair.difference, pair.low, pair.high, pair.p_value) == (0.0, 0.0, 0.0, 1.0)
+    same = frame([True, False] * 20)
+    pair = paired_difference(same, same, "exact")
+    assert (pair.difference, pair.p_value) == (0.0, 1.0)
+    assert -0.1 < pair.low < 0 < pair.high < 0.1
 
 
-def test_the_paired_interval_resamples_entities_not_questions():
-    """Ten questions on each of four entities, all or none gained: as wide as for four questions."""
-    gained = [True] * 10 + [False] * 10 + [True] * 10 + [False] * 10
-    clusters = [name for name in "abcd" for _ in range(10)]
-    nothing = [False] * 40
-    clustered = paired_difference(frame(nothing, clusters), frame(gained, clusters), "exact")
-    four = paired_difference(
-        frame([False] * 4, list("abcd")), frame([True, False, True, False], list("abcd")), "exact"
-    )
-    independent = paired_difference(frame(nothing), frame(gained), "exact")
-    assert (clustered.low, clustered.high) == (four.low, four.high) == (0.0, 1.0)
-    assert independent.high - independent.low < 0.4
+def test_the_paired_interval_counts_entities_not_questions():
+    """Ten questions on each of 40 entities, all or none gained: as wide as for 40 questions."""
+    names = [f"e{i}" for i in range(40)]
+    gained, clusters = [True, False] * 20, [name for name in names for _ in range(10)]
+    each = [answer for answer in gained for _ in range(10)]
+    clustered = paired_difference(frame([False] * 400, clusters), frame(each, clusters), "exact")
+    few = paired_difference(frame([False] * 40), frame(gained), "exact")
+    many = paired_difference(frame([False] * 400), frame(each), "exact")
+    width = clustered.high - clustered.low
+    assert width == pytest.approx(few.high - few.low, rel=0.1)
+    assert width > 2.5 * (many.high - many.low)
 
 
 def test_pairing_is_tighter_than_two_separate_intervals():
@@ -87,9 +96,7 @@ def test_pairing_is_tighter_than_two_separate_intervals():
     after = frame([i % 2 == 0 or i % 20 == 1 for i in range(200)])
     pair = paired_difference(before, after, "exact")
     assert pair.low > 0
-    apart = interval(before, "exact"), interval(after, "exact")
-    highest_before = float(apart[0].split(" to ")[1].removesuffix(" %"))
-    assert highest_before > float(apart[1].split(" to ")[0])  # these two overlap
+    assert share(before, "exact").high > share(after, "exact").low  # these two overlap
 
 
 @pytest.mark.parametrize("column", ["question", "entity"])
@@ -104,10 +111,18 @@ def test_the_paired_sheet_is_in_points():
     sheet = paired_sheet(frame([False] * 20), frame([True] * 15 + [False] * 5), ["exact", "stops"])
     assert sheet.index.tolist() == ["exact answer", "stops by itself"]
     assert sheet.loc["exact answer", "difference, points"] == "+75.0"
-    assert sheet.loc["exact answer", "McNemar's exact p"] == "< 0.001"
-    assert sheet.loc["stops by itself", "McNemar's exact p"] == "1.000"
+    assert sheet.loc["exact answer", "McNemar's p, Holm"] == "< 0.001"
+    assert sheet.loc["stops by itself", "McNemar's p, Holm"] == "1.000"
     counts = sheet.loc["exact answer", ["right in both", "gained", "lost", "in neither"]]
     assert counts.tolist() == [0, 15, 0, 5]
+
+
+def test_the_paired_sheet_raises_p_by_the_number_of_scores():
+    before, after = frame([False] * 9), frame([True] * 7 + [False] * 2)  # p is 2 / 2**7
+    after["stops"] = False  # 9 lost: p is 2 / 2**9
+    alone = paired_sheet(before, after, ["stops"])["McNemar's p, Holm"]
+    both = paired_sheet(before, after, ["exact", "stops"])["McNemar's p, Holm"]
+    assert alone.tolist() == ["0.004"] and both.tolist() == ["0.016", "0.008"]
 
 
 # --- Scores of several models
@@ -116,8 +131,21 @@ def test_the_paired_sheet_is_in_points():
 def test_percent_and_share():
     assert percent(0.9314) == "93.1 %"
     assert percent(1, digits=0) == "100 %"
-    assert share(frame([True, False, False, False]), "exact") == "25.0 %"
-    assert share(None, "exact") == interval(None, "exact") == "–"
+    table = frame([True, False, False, False])
+    table.attrs |= {"run": "abc", "seeds": (3,), "other": 1}
+    measure = share(table, "exact")
+    assert repr(measure) == "25.0 %" and measure.value == 0.25
+    assert (measure.n, measure.entities, measure.run, measure.seeds) == (4, 4, "abc", (3,))
+    assert 0 <= measure.low < 0.25 < measure.high < 1
+    assert share(None, "exact") == "–"
+    assert change(None, table, "exact") == change(table, None, "exact") == "–"
+
+
+def test_a_change_is_paired_and_in_points():
+    before, after = frame([True] + [False] * 9), frame([True] * 4 + [False] * 6)
+    measure, pair = change(before, after, "exact"), paired_difference(before, after, "exact")
+    assert repr(measure) == "+30.0 points"
+    assert (measure.value, measure.low, measure.high) == (pair.difference, pair.low, pair.high)
 
 
 def test_a_verdict_is_computed_only_from_what_was_measured():
@@ -137,7 +165,8 @@ def test_score_rows_keep_the_order_of_scores_and_labels():
 def test_the_score_sheet_shows_mean_interval_and_n():
     entities = ["e", "e", "f", "f"]
     sheet = score_sheet({"m": frame([True, True, False, False], entities)}, ["exact"])
-    assert sheet.loc["m", "exact answer"] == "50.0 % (0.0 to 100.0)"
+    # Two entities say next to nothing.
+    assert sheet.loc["m", "exact answer"] == "50.0 % (0.5 to 99.5)"
     assert sheet.loc["m", ["questions", "entities"]].tolist() == [4, 2]
 
 

@@ -142,6 +142,19 @@ def test_it_is_what_trl_alone_computes(build, store):
     assert same(weights(kept), weights(plain))
 
 
+def test_a_model_tells_its_run_or_its_weights(build, store, monkeypatch):
+    monkeypatch.setattr(runs, "_TRAINED", {})
+    before = make_model("qwen3", tie_word_embeddings=True)
+    assert runs.origin(before)["run"].startswith("weights ") and runs.origin(before)["seeds"] == ()
+    for _ in range(2):  # computed, then recalled
+        trainer = build(seed=5)
+        run = train(trainer, store)
+        assert runs.origin(trainer.model) == {"run": run.fingerprint, "seeds": (5,)}
+    with torch.no_grad():
+        next(trainer.model.parameters()).add_(1)  # another model since
+    assert runs.origin(trainer.model)["run"].startswith("weights ")
+
+
 def test_the_random_state_is_the_same_whether_computed_or_recalled(build, store):
     def state():
         return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()

@@ -27,6 +27,7 @@ import myst_nb.core.execute
 from docutils import nodes
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
+from ledger import entries
 from myst_nb.core.execute import NotebookClientCache
 from myst_nb.core.read import create_nb_reader
 from myst_nb.ext.glue.crossref import read_glue_cache
@@ -63,7 +64,8 @@ class HonestCache:
     """The handlers of the extension, in the order in which Sphinx calls them.
 
     What has to outlive a build is in ``env.honest_cache``: for every page its ``inputs``, the
-    ``seconds`` and ``peak_mb`` of its execution, and the values that it ``quotes``.
+    ``seconds`` and ``peak_mb`` of its execution, the ``results`` that its cells stored, and the
+    values that it ``quotes``.
     """
 
     def __init__(self, app: Sphinx) -> None:
@@ -206,6 +208,8 @@ class PageClient(NotebookClientCache):
             notebook.cells, notebook.metadata = self.notebook.cells, self.notebook.metadata
             page.update(seconds=data["execution_seconds"], peak_mb=data.get("peak_mb"))
             self.book.say(f"{name}: from cache")
+        # Now, since myst-nb takes what is not shown out of the notebook that it writes.
+        page["results"] = list(entries(notebook, name))
 
     def _execute(
         self, cache: JupyterCacheAbstract, docname: str, name: str, page: dict[str, Any]

@@ -6,6 +6,7 @@ Chapter 03 asks a base model in all ways, chapters 04 and 08 score what fine-tun
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections import Counter
@@ -14,6 +15,7 @@ from dataclasses import asdict, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from ..runs import origin
 from ..scoring import score_answer
 from .corpus import PRONOUN, CorpusWriter, cloze_forms, cloze_prompt, one_form_texts
 from .questions import Question, scored_questions
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_NEW_TOKENS = 40
+#: Of the replayed documents. Others: 0 the tokenizer's, 1 and up pretraining's, 97 to 99 held out.
+REPLAY_SEED = 1000
 
 
 def score_responses(
@@ -96,7 +100,9 @@ def score_split(
         ]
     elif way == "few-shot":
         responses = [(text.strip().split("\n")[0], "\n" in text.strip()) for text, _ in responses]
-    return score_responses(questions, responses)
+    frame = score_responses(questions, responses)
+    frame.attrs |= origin(model)
+    return frame
 
 
 def opening(question: Question) -> str:
@@ -187,7 +193,9 @@ def rank_candidates(
                 "relation": question.relation,
             }
         )
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    frame.attrs |= origin(model)
+    return frame
 
 
 def cloze(
@@ -241,7 +249,7 @@ def _complete(
     texts = generate_responses(
         model, tokenizer, [p for _, p, _ in cut], chat=False, max_new_tokens=16, batch_size=256
     )
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "prompt": [prompt for _, prompt, _ in cut],
             "response": texts,
@@ -256,6 +264,8 @@ def _complete(
             "domain": [fact.entity.domain for fact, _, _ in cut],
         }
     )
+    frame.attrs |= origin(model)
+    return frame
 
 
 def corpus_loss(
@@ -279,6 +289,73 @@ def corpus_loss(
             batch = batch.to(model.device)
             losses.append(model(input_ids=batch, labels=batch).loss.item())
     return sum(losses) / len(losses)
+
+
+def replay_rows(
+    tokenizer: PreTrainedTokenizerBase, tokens: int, *, seed: int = REPLAY_SEED
+) -> list[dict[str, list[int]]]:
+    """Freshly written corpus text to mix into fine-tuning: at least ``tokens`` tokens of it.
+
+    Rows are whole windows of documents end to end, as pretraining reads them. Each has
+    ``input_ids`` and ``labels``, which are the same: every token but the first carries loss.
+    Empty where ``tokens`` is 0. Explained in chapter 10.
+    """
+    from .pretrain import WINDOW, windows
+
+    stream = CorpusWriter(load_world(), seed).documents()
+    backend: Any = tokenizer
+    batches = islice(windows(stream, backend, 1), math.ceil(tokens / WINDOW))
+    return [{"input_ids": row, "labels": row} for batch in batches for row in batch.tolist()]
+
+
+def kl_to_base(
+    tuned: PreTrainedModel,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> pd.DataFrame:
+    """How far fine-tuning moved the next token, along the tuned model's own greedy answers.
+
+    One row for each token of the answers, the end token included: ``question``, ``entity``,
+    ``token`` (as text), and two divergences in nats, over the whole vocabulary, of what the two
+    models expect at that place. ``kl`` is KL(tuned || base), the reverse one; ``kl_base`` is
+    KL(base || tuned), the forward one, which Shenfeld et al. (2509.04259) relate to forgetting.
+    The mean of a column is the mean a token. Explained in chapter 10.
+    """
+    import pandas as pd
+    import torch
+
+    from ..generation import generate_responses
+
+    prompts = [list(q.messages) for q in questions]
+    answers = generate_responses(
+        tuned, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=256,
+        return_details=True,
+    )  # fmt: skip
+    rows = []
+    for question, answer in zip(questions, answers, strict=True):
+        ids = torch.tensor([answer.prompt_ids + answer.token_ids], device=tuned.device)
+        places = slice(len(answer.prompt_ids) - 1, -1)
+        with torch.no_grad():
+            new = tuned(input_ids=ids).logits[0, places].float().log_softmax(-1)
+            old = base.eval()(input_ids=ids).logits[0, places].float().log_softmax(-1)
+        reverse = (new.exp() * (new - old)).sum(-1).tolist()
+        forward = (old.exp() * (old - new)).sum(-1).tolist()
+        for token, kl, kl_base in zip(answer.token_ids, reverse, forward, strict=True):
+            rows.append(
+                {
+                    "question": question.text,
+                    "entity": question.entity,
+                    "token": tokenizer.decode([token]),
+                    "kl": kl,
+                    "kl_base": kl_base,
+                }
+            )
+    frame = pd.DataFrame(rows)
+    frame.attrs |= origin(tuned)
+    return frame
 
 
 def most_common_answers(world: World) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import replace
@@ -15,16 +16,26 @@ from sft_utils import generation
 from sft_utils.atlas import evaluate
 from sft_utils.atlas.corpus import (
     PRONOUN,
+    CorpusWriter,
     cloze_prompt,
     named_forms,
     one_form_texts,
     seen_forms,
 )
+from sft_utils.atlas.pretrain import WINDOW
 from sft_utils.atlas.questions import SPLITS, scored_questions
 from sft_utils.atlas.sft_data import answer_text, sft_rows, turn
 from sft_utils.atlas.world import load_world
 from sft_utils.generation import render_prompt
 from sft_utils.scoring import SCORES
+
+
+@pytest.fixture(autouse=True)
+def made_by_a_run(monkeypatch):
+    """Stubs have no weights to hash."""
+    monkeypatch.setattr(
+        "sft_utils.atlas.evaluate.origin", lambda model: {"run": "run", "seeds": (0,)}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +119,15 @@ def test_chat_sends_the_conversation(world, generate):
     (prompts, options), *more = generate.calls
     assert prompts == [list(q.messages) for q in questions] and not more
     assert options.get("chat", True) and options["max_new_tokens"] == 7
+
+
+def test_the_tables_say_what_made_the_model(headline, generate):
+    for table in (
+        evaluate.score_split(None, None, headline[:5]),
+        evaluate.cloze(None, None, "dev"),
+        evaluate.cloze_in_one_form(None, None, "dev"),
+    ):
+        assert (table.attrs["run"], table.attrs["seeds"]) == ("run", (0,))
 
 
 def test_a_split_may_be_named(world, generate):
@@ -443,3 +463,91 @@ def test_shuffled_rows_ask_the_same_and_answer_otherwise(world):
     right = {answer_text(f, form) for f in world.facts for form in ("plain", "short", "brackets")}
     answers = {m["content"] for r in shuffled for m in r["messages"] if m["role"] == "assistant"}
     assert len(answers - right) > len(answers) / 4  # Kenya's capital is Lima
+
+
+# --- What fine-tuning costs --------------------------------------------------------------------
+
+
+def test_replay_rows_are_whole_windows_of_which_every_token_carries_loss(world, chat_tokenizer):
+    rows = evaluate.replay_rows(chat_tokenizer, 2 * WINDOW + 1)
+    assert [len(row["input_ids"]) for row in rows] == [WINDOW] * 3
+    assert all(row["labels"] == row["input_ids"] for row in rows)
+    ids = [token for row in rows for token in row["input_ids"]]
+    document = next(CorpusWriter(world, evaluate.REPLAY_SEED).documents())
+    read = chat_tokenizer(document, add_special_tokens=False)["input_ids"]
+    assert ids[: len(read)] == read[: len(ids)]
+
+
+def test_replay_rows_are_seeded_and_can_be_none(chat_tokenizer):
+    rows = evaluate.replay_rows(chat_tokenizer, WINDOW)
+    assert rows == evaluate.replay_rows(chat_tokenizer, WINDOW)
+    assert rows != evaluate.replay_rows(chat_tokenizer, WINDOW, seed=evaluate.REPLAY_SEED + 1)
+    assert evaluate.replay_rows(chat_tokenizer, 0) == []
+
+
+def test_trl_trains_on_all_of_a_replay_row_and_on_the_answers_alone_of_a_chat(
+    tmp_path, reader, chat_tokenizer
+):
+    """Chat rows that TRL has tokenized, beside replay rows: the labels stay what they are."""
+    from datasets import Dataset, concatenate_datasets
+    from trl import SFTConfig, SFTTrainer
+
+    def prepared(rows, **changes):
+        config = SFTConfig(
+            output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **changes
+        )
+        trainer = SFTTrainer(
+            model=reader, args=config, train_dataset=rows, processing_class=chat_tokenizer
+        )
+        return trainer.train_dataset.select_columns(["input_ids", "labels"])
+
+    chats = Dataset.from_list([{"messages": turn("What is it?", "Lima.")}] * 2)
+    chats = prepared(chats, assistant_only_loss=True)
+    replayed = Dataset.from_list(evaluate.replay_rows(chat_tokenizer, WINDOW))
+    mixed = prepared(concatenate_datasets([chats, replayed]), assistant_only_loss=False)
+    first, _, last = mixed["labels"]
+    assert mixed["labels"][:2] == chats["labels"]
+    assert chat_tokenizer.decode([t for t in first if t != -100]).strip() == "Lima.<|im_end|>"
+    assert last == mixed["input_ids"][2] == replayed["input_ids"][0]
+
+
+def test_kl_follows_the_tuned_models_own_answers_token_by_token(headline, reader, chat_tokenizer):
+    """Against a computation from the definition, one token at a time."""
+    other = make_model("qwen3", max_position_embeddings=1024, seed=1)
+    asked = headline[:3]
+    table = evaluate.kl_to_base(reader, other, chat_tokenizer, asked, max_new_tokens=5)
+    answers = generation.generate_responses(
+        reader,
+        chat_tokenizer,
+        [list(q.messages) for q in asked],
+        max_new_tokens=5,
+        return_details=True,
+    )
+    expected = []
+    for question, answer in zip(asked, answers, strict=True):
+        ids = chat_tokenizer(answer.prompt, add_special_tokens=False)["input_ids"]
+        for token in answer.token_ids:
+            with torch.no_grad():
+                p, q = (
+                    model(input_ids=torch.tensor([ids])).logits[0, -1].double().softmax(-1)
+                    for model in (reader, other)
+                )
+            expected.append(
+                (
+                    question.text,
+                    chat_tokenizer.decode([token]),
+                    sum(a * math.log(a / b) for a, b in zip(p.tolist(), q.tolist(), strict=True)),
+                    sum(b * math.log(b / a) for a, b in zip(p.tolist(), q.tolist(), strict=True)),
+                )
+            )
+            ids = [*ids, token]
+    assert list(zip(table["question"], table["token"], strict=True)) == [e[:2] for e in expected]
+    assert table["kl"].tolist() == pytest.approx([e[2] for e in expected], rel=1e-3)
+    assert table["kl_base"].tolist() == pytest.approx([e[3] for e in expected], rel=1e-3)
+    assert (table["kl"] > 0.1).all() and (table["kl"] - table["kl_base"]).abs().max() > 0.01
+    assert set(table["entity"]) == {q.entity for q in asked}
+
+
+def test_a_model_has_not_moved_from_itself(headline, reader, chat_tokenizer):
+    table = evaluate.kl_to_base(reader, reader, chat_tokenizer, headline[:2], max_new_tokens=4)
+    assert table[["kl", "kl_base"]].abs().max().max() < 1e-5

@@ -1,0 +1,444 @@
+"""Replicates: what a seed may change and what not, and a record that knows what it rests on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+
+import pandas as pd
+import pytest
+from conftest import make_model
+
+from sft_utils.atlas import pretrain
+from sft_utils.atlas import replicate as module
+from sft_utils.atlas.corpus import CorpusWriter
+from sft_utils.atlas.pretrain import Recipe, train_tokenizer
+from sft_utils.atlas.questions import scored_questions
+from sft_utils.atlas.replicate import (
+    NO_CHOICE,
+    QUANTITIES,
+    SFT_SEEDS,
+    changed_inputs,
+    expected_best,
+    inputs,
+    load_record,
+    main,
+    over_seeds,
+    record_says,
+    replicate_questions,
+    replicate_rows,
+    replicate_trainer,
+    replicate_world,
+    sd_interval,
+    seed_dots,
+    seeds_needed,
+    spread,
+    standard_error,
+    write_record,
+)
+from sft_utils.atlas.sft_data import sft_rows
+from sft_utils.atlas.world import DOMAINS, load_world
+from sft_utils.models import TEMPLATES
+from sft_utils.profiles import load_profile
+from sft_utils.runs import fingerprint
+from sft_utils.statistics import seed_summary
+from sft_utils.walkthrough import load_rows
+
+WORLD = load_world()
+each_seed = pytest.mark.parametrize("seed", SFT_SEEDS)
+
+
+def names(world, role):
+    return {entity.name for entity in world.by_role(role)}
+
+
+def counts(world):
+    return Counter((entity.domain, entity.role) for entity in world.entities)
+
+
+# --- The world of a replicate ------------------------------------------------------------------
+
+
+@each_seed
+def test_half_of_the_test_entities_trade_places(seed):
+    changed = replicate_world(WORLD, seed)
+    before, after = counts(WORLD), counts(changed)
+    for domain in DOMAINS:
+        test = before[domain, "test"]
+        assert after[domain, "test"] == test - test // 2
+        assert after[domain, "unused"] == test // 2
+        assert after[domain, "sft"] == before[domain, "sft"]
+    assert names(changed, "test") < names(WORLD, "test")
+    assert names(changed, "unused") < names(WORLD, "sft")
+    assert names(changed, "sft") <= names(WORLD, "sft") | names(WORLD, "test")
+
+
+@each_seed
+def test_only_roles_change_and_only_these(seed):
+    changed = replicate_world(WORLD, seed)
+    for role in ("dev", "absent", "untouched"):
+        assert changed.by_role(role) == WORLD.by_role(role)
+    assert changed.domains == WORLD.domains
+    for new, old in zip(changed.entities, WORLD.entities, strict=True):
+        assert replace(new, role=old.role) == old
+    for new, old in zip(changed.facts, WORLD.facts, strict=True):
+        assert replace(new, entity=old.entity) == old
+    role_of = {entity.name: entity.role for entity in changed.entities}
+    assert all(fact.entity.role == role_of[fact.entity.name] for fact in changed.facts)
+    assert WORLD == load_world.__wrapped__()  # the shared one is as it was
+
+
+def test_seeds_differ_and_each_repeats():
+    worlds = [replicate_world(WORLD, seed) for seed in SFT_SEEDS]
+    for role in ("test", "sft", "unused"):
+        assert len({frozenset(names(world, role)) for world in worlds}) == len(SFT_SEEDS)
+    assert replicate_world(WORLD, 3) == worlds[3]
+
+
+# --- Rows and questions ------------------------------------------------------------------------
+
+
+def standing(names, texts):
+    """The names that stand in the texts as words, and not as a part of another name."""
+    others = {entity.name for entity in WORLD.entities} - set(names)
+    longest_first = sorted({*names, *others}, key=len, reverse=True)
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", re.IGNORECASE)
+    found = {match.lower() for text in texts for match in pattern.findall(text)}
+    return {name for name in names if name.lower() in found}
+
+
+@each_seed
+def test_no_scored_entity_and_no_scored_wording_is_in_a_row(seed):
+    changed = replicate_world(WORLD, seed)
+    rows = [turn for row in replicate_rows(seed)["messages"] for turn in row]
+    asked = [turn["content"] for turn in rows if turn["role"] == "user"]
+    assert standing(names(changed, "test") | names(WORLD, "dev"), asked) == set()
+    joined = names(changed, "sft") & names(WORLD, "test")
+    assert len(standing(joined, asked)) == len(joined)
+    assert not {question.text for question in replicate_questions(seed)} & set(asked)
+
+
+def test_rows_and_questions_are_about_whom_they_should():
+    changed = replicate_world(WORLD, 1)
+    asked = {question.entity for question in replicate_questions(1)}
+    assert asked <= names(changed, "test") and len(asked) >= 0.9 * len(names(changed, "test"))
+    assert {q.wording for q in replicate_questions(1)} == {"held out"}
+    published = {question.text for question in scored_questions("headline-test", WORLD)}
+    assert {question.text for question in replicate_questions(1)} < published
+
+
+def test_there_are_as_many_rows_as_in_chapter_07():
+    ours = [replicate_rows(seed)["messages"][:] for seed in (0, 1)]
+    assert {len(rows) for rows in ours} == {len(load_rows(load_profile("atlas"))[0])}
+    assert ours[0] != ours[1]
+    assert replicate_rows(1)["messages"][:] == ours[1]
+
+
+# --- The trainer -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    documents = islice(CorpusWriter(WORLD).documents(), 60)
+    tokenizer = train_tokenizer(documents, vocabulary=600)
+    tokenizer.chat_template = (TEMPLATES / "chatml.jinja").read_text("utf8")
+    return tokenizer
+
+
+RECIPE = Recipe("Llama", 2, 32, 64, 2, 2, updates=100, rows=1, warmup=1)
+
+
+@pytest.fixture
+def shipped(tmp_path, tokenizer, monkeypatch):
+    """A tiny model in place of the shipped one, few rows and few questions."""
+    folder = tmp_path / "shipped"
+    model = make_model(
+        "llama", len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True
+    )
+    pretrain.save_checkpoint(folder, model, tokenizer, "for 2 updates")
+
+    def some_questions(split, world):
+        return scored_questions(split, world)[::150]
+
+    monkeypatch.setattr(module, "checkpoint", lambda name: folder)
+    monkeypatch.setattr(module, "sft_rows", lambda *given, **named: sft_rows(*given, **named)[:40])
+    monkeypatch.setattr(module, "scored_questions", some_questions)
+    monkeypatch.setattr(pretrain, "RECIPES", {"atlas-small": RECIPE})
+    monkeypatch.setattr("sft_utils.atlas.evaluate.cloze", few_facts)
+    monkeypatch.setenv("SFT_RUNS", str(tmp_path / "runs"))
+    return folder
+
+
+def few_facts(model, tokenizer):
+    return pd.DataFrame({"correct": [True, False, True], "entity": ["Kenya", "Peru", "Peru"]})
+
+
+def test_the_trainer_differs_from_that_of_chapter_07_in_seed_and_choice_only(shipped):
+    from sft_utils.walkthrough import make_config
+
+    profile = load_profile("atlas")
+    trainer = replicate_trainer(profile, 3, shipped)
+    own, walkthrough = trainer.args.to_dict(), make_config(profile).to_dict()
+    changed = {name for name in own if own[name] != walkthrough[name]}
+    places = {"output_dir", "run_name", "logging_dir"}
+    assert changed - places <= {"seed", *NO_CHOICE, "do_eval", "eval_steps", "save_steps"}
+    assert own["seed"] == 3
+    assert trainer.eval_dataset is None
+    assert len(trainer.train_dataset) == 38  # of 40 rows
+
+
+def test_seeds_are_other_runs_and_a_seed_is_the_same(shipped):
+    profile = load_profile("atlas")
+    prints = [fingerprint(replicate_trainer(profile, seed, shipped)) for seed in (0, 1, 1)]
+    assert prints[0] != prints[1] == prints[2]
+
+
+# --- What several replicates say ---------------------------------------------------------------
+
+
+def frame(values, entities, run="a"):
+    table = pd.DataFrame({"exact": values, "entity": entities})
+    table.attrs["run"] = run
+    return table
+
+
+def test_the_standard_error_takes_an_entity_as_one():
+    alone = frame([True, False, True, False], list("abcd"))
+    assert standard_error(alone, "exact") == pytest.approx((0.25 * 4 * 4 / 3) ** 0.5 / 4)
+    twice = frame([True, False] * 2, list("abab"))
+    assert standard_error(twice, "exact") > 1.5 * standard_error(alone, "exact") / 2**0.5
+
+
+def test_a_mean_over_seeds_says_how_many_and_which():
+    frames = {4: frame([True, False], "ab"), 7: frame([True, True], "ab", "b")}
+    mean = over_seeds(frames, "exact")
+    assert (mean.value, mean.n, mean.seeds, mean.entities) == (0.75, 2, (4, 7), None)
+    assert mean.low < 0.5 < 1 < mean.high
+    assert mean.run.startswith("2 runs ")
+    other = frames | {7: frame([True, True], "ab", "c")}
+    assert over_seeds(other, "exact").run != mean.run
+
+
+def test_few_seeds_tell_little_about_their_spread():
+    low, high = sd_interval(2.0, 5)
+    assert (low, high) == pytest.approx((1.198, 5.747), abs=1e-3)  # tables of chi-square
+    assert sd_interval(2.0, 500)[0] > 1.85
+
+
+def test_the_best_of_several_is_above_the_mean():
+    assert expected_best(1.0, 1) == pytest.approx(0, abs=1e-9)
+    assert expected_best(1.0, 2) == pytest.approx(0.5642, abs=1e-4)
+    assert expected_best(2.0, 5) == pytest.approx(2 * 1.16296, abs=1e-4)
+
+
+def test_seeds_that_are_needed():
+    def half_width(sd, n):
+        summary = seed_summary([sd, -sd] * (n // 2))
+        return (summary.high - summary.low) / 2 * sd / summary.sd
+
+    enough = seeds_needed(1.0, 0.9)
+    assert enough % 2 == 0 or enough > 2
+    even = enough + enough % 2
+    assert half_width(1.0, even) <= 0.9 < half_width(1.0, even - 2)
+    assert seeds_needed(1e-9, 1.0) == 2
+    with pytest.raises(ValueError, match="wider"):
+        seeds_needed(1.0, 0.001, most=50)
+
+
+def test_the_figure_names_every_seed():
+    table = pd.DataFrame({"label": ["seed 0", "seed 1"], "mean": [0.8, 0.9], "low": [0.7, 0.85],
+                          "high": [0.85, 0.95]})  # fmt: skip
+    figure = seed_dots(table, mean=0.85, low=0.6, high=1.0, alt="Two seeds and their mean.")
+    for text in ("seed 0", "seed 1", "mean of the seeds", "80.0", "90.0", "85.0"):
+        assert text in figure.svg
+    with pytest.raises(ValueError, match="low"):
+        seed_dots(table.drop(columns="low"), mean=0.85, low=0.6, high=1.0, alt="None.")
+
+
+# --- The record --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def work(tmp_path):
+    return ["--out", str(tmp_path / "record.json"), "--work", str(tmp_path / "work"),
+            "--scale", "0.03"]  # fmt: skip
+
+
+def test_main_records_every_run_and_goes_on_where_it_was_stopped(
+    shipped, work, tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "record.json"
+    seeds = "--pretraining-seeds 0 1 --seeds 0 1".split()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_record", stop)
+        with pytest.raises(KeyboardInterrupt):
+            main([*seeds, *work])
+    assert not path.exists()
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+    def never(*given, **named):
+        raise AssertionError("what was done is done again")
+
+    monkeypatch.setattr(pretrain, "save_checkpoint", never)
+    monkeypatch.setattr("transformers.Trainer.train", never)
+    main([*seeds, *work])
+    assert "pretrained before" in capsys.readouterr().out
+    record = load_record(path)
+    assert [path.name for path in tmp_path.iterdir() if "record" in path.name] == ["record.json"]
+    check_schema(record)
+    pairs = [(run["pretraining_seed"], run["sft_seed"]) for run in record["runs"]]
+    assert pairs == [(0, 0), (0, 1), (1, 0)]
+    hashes = [run["weights"] for run in record["runs"]]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert len({run["run"] for run in record["runs"]}) == 3
+
+
+def stop(*given):
+    raise KeyboardInterrupt
+
+
+def check_schema(record):
+    assert set(record) == {"inputs", "runs", "spread"}
+    assert set(record["inputs"]) == {
+        "tables", "rows", "questions", "corpus", "pretraining", "fine-tuning", "scores",
+        "tokenizer", "checkpoint",
+    }  # fmt: skip
+    for run in record["runs"]:
+        assert set(run) == {
+            "pretraining_seed", "sft_seed", "run", "weights", "scores", "versions", "threads",
+        }  # fmt: skip
+        assert len(run["run"]) == len(run["weights"]) == 64
+        assert {"python", "torch", "transformers", "trl"} <= set(run["versions"])
+        assert set(run["scores"]) == set(QUANTITIES)
+        for score in run["scores"].values():
+            assert set(score) == {"value", "low", "high", "n", "entities"}
+            ends = [0, score["low"], score["value"], score["high"], 1]
+            assert ends == pytest.approx(sorted(ends), abs=1e-9)
+            assert 0 < score["entities"] <= score["n"]
+    assert set(record["spread"]) == set(QUANTITIES)
+    for summary in record["spread"].values():
+        assert set(summary) == {"mean", "sd", "low", "high", "n"}
+
+
+def test_what_was_pretrained_elsewhere_is_taken(shipped, work, tmp_path, monkeypatch):
+    folder = module.pretrained(2, replace(RECIPE, updates=3), tmp_path / "own", inputs([0]))
+    monkeypatch.setattr(pretrain, "save_checkpoint", stop)
+    given = tmp_path / "elsewhere" / "seed-2"
+    given.parent.mkdir()
+    folder.rename(given)
+    seeds = "--pretraining-seeds 2 --seeds 0".split()
+    main([*seeds, *work, "--models", str(given)])
+    (run,) = load_record(tmp_path / "record.json")["runs"]
+    assert run["pretraining_seed"] == 2
+
+
+@pytest.mark.parametrize("fault", ["name", "weights", "tokenizer", "sizes", "updates"])
+def test_what_was_pretrained_otherwise_is_refused_before_anything_runs(
+    shipped, work, tmp_path, tokenizer, monkeypatch, fault
+):
+    monkeypatch.setattr(module, "replicate", stop)
+    folder = tmp_path / ("other" if fault == "name" else "seed-1")
+    width = {"hidden_size": 16} if fault == "sizes" else {}
+    model = make_model("llama", len(tokenizer), tie_word_embeddings=True, **width)
+    card = "for 9,000 updates" if fault == "updates" else "for 3 updates"
+    pretrain.save_checkpoint(folder, model, tokenizer, card)
+    if fault == "weights":
+        (folder / "model.safetensors").unlink()
+    if fault == "tokenizer":
+        (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"^--models"):
+        main([*work, "--models", str(folder)])
+
+
+@pytest.fixture
+def record(shipped):
+    score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10, "entities": 5}
+    run = {"pretraining_seed": 0, "scores": dict.fromkeys(QUANTITIES, score)}
+    return {"inputs": inputs([0, 1]), "runs": [run | {"sft_seed": seed} for seed in (0, 1)]}
+
+
+def test_a_record_of_today_is_known(record, tmp_path):
+    path = tmp_path / "record.json"
+    write_record(path, record)
+    again = load_record(path)
+    assert again == record
+    assert changed_inputs(again) == []
+    assert "present" in record_says(again)
+
+
+def test_no_record_is_said_to_be_none(tmp_path):
+    assert load_record(tmp_path / "none.json") is None
+    assert "No record" in record_says(None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tables", "rows", "questions", "corpus", "pretraining", "fine-tuning", "scores", "checkpoint"],
+)
+def test_a_record_is_stale_when_something_it_rests_on_changes(record, shipped, monkeypatch, name):
+    if name == "checkpoint":
+        (shipped / "model.safetensors").write_bytes(b"other")
+    elif name == "tables":
+        other = shipped.parent / "atlas"
+        (other / "tables").mkdir(parents=True)
+        (other / "tables" / "countries.csv").write_text("name\n")
+        monkeypatch.setattr(module, "FOLDER", other)
+    elif name == "rows":
+        monkeypatch.setattr(module, "sft_rows", lambda *given, **named: [])
+    elif name == "questions":
+        monkeypatch.setattr(module, "scored_questions", lambda *given: [])
+    elif name == "corpus":
+        monkeypatch.setattr(CorpusWriter, "documents", lambda self: iter(["Another text."]))
+    elif name == "pretraining":
+        monkeypatch.setattr(pretrain, "RECIPES", {"atlas-small": replace(RECIPE, updates=101)})
+    elif name == "fine-tuning":
+        monkeypatch.setitem(NO_CHOICE, "weight_decay", 0.1)
+    elif name == "scores":
+        monkeypatch.setattr(module, "scoring", json)
+    assert changed_inputs(record) == [name]
+    assert f"changed since were {name}." in record_says(record)
+
+
+def test_a_comment_makes_no_record_stale(monkeypatch):
+    sources = [
+        'def f(x):\n    """Say so."""\n    # why\n    return x  # so\n',
+        'def f(x):\n    """Say it otherwise."""\n\n    return x\n',
+        "def f(x):\n    return x + 1\n",
+    ]
+    kept = []
+    for source in sources:
+        monkeypatch.setattr(module.inspect, "getsource", lambda thing, source=source: source)
+        kept.append(module._code(None))
+    assert kept[0] == kept[1] != kept[2]
+
+
+def test_the_spread_is_that_of_the_shipped_checkpoint():
+    def run(pretraining_seed, value):
+        scores = {name: {"value": value} for name in QUANTITIES}
+        return {"pretraining_seed": pretraining_seed, "scores": scores}
+
+    found = spread([run(0, 0.7), run(0, 0.9), run(1, 0.1)])
+    assert set(found) == set(QUANTITIES)
+    assert found["stops"]["mean"] == pytest.approx(0.8)
+    assert found["stops"]["sd"] == pytest.approx(0.02**0.5)
+    assert found["stops"]["n"] == 2
+    assert spread([run(0, 0.7), run(1, 0.9)]) == {}
+
+
+def test_a_record_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    write_record(path, {"runs": []})
+    monkeypatch.setattr(module.os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_record(path, {"runs": [1]})
+    assert json.loads(path.read_text()) == {"runs": []}
+    assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_the_shipped_record_has_the_schema():
+    record = load_record()
+    if record is not None:
+        check_schema(record)

@@ -1,0 +1,201 @@
+"""The ledger, on a small book of its own: what it collects, writes, lists and refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+
+ROOT = Path(__file__).parents[2]
+EXTENSION = ROOT / "book" / "_ext"
+sys.path.insert(0, str(EXTENSION))
+
+import ledger  # noqa: E402
+
+CONF = f"""
+import sys
+
+sys.path.append({str(EXTENSION)!r})
+extensions = ["myst_nb", "honest_cache", "ledger"]
+root_doc = "index"
+exclude_patterns = ["_build"]
+html_theme = "basic"
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+"""
+HEADER = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n\n"
+SCORES = """# Scores
+
+It is right in {glue:text}`right` ({glue:text}`right_ci`), {glue:text}`asked` asked.
+
+## The first part
+
+```{code-cell} ipython3
+from sft_utils.results import Measure, claim, glue
+
+right = Measure(0.75, "%", n=1234, entities=40, low=0.7, high=0.8, seeds=(0, 1), run="abc")
+glue("right", right)
+glue("asked", Measure(12345))
+```
+
+## The second part
+
+```{code-cell} ipython3
+glue("verdict", "agrees")
+glue("loss", "1.50 nats")
+glue("seconds", "12 s")
+glue("rows", 7)
+claim("it-learns", "It learns <most> of them.", right, at_least=THRESHOLD)
+```
+"""
+LISTS = "# Lists\n\n```{results-list}\n```\n\n```{claims-list}\n```\n"
+
+
+def write(folder: Path, threshold: float) -> None:
+    (folder / "scores.md").write_text(HEADER + SCORES.replace("THRESHOLD", str(threshold)), "utf8")
+
+
+def build(folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "sphinx", ".", "_build/html", "-d", "_build/doctrees"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300,
+                          env=os.environ | {"NO_COLOR": "1"})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """Built with a claim that holds; then again, unchanged; then with one that fails, twice."""
+    folder = tmp_path_factory.mktemp("ledger")
+    (folder / "conf.py").write_text(CONF)
+    (folder / "index.md").write_text("# Book\n\n```{toctree}\nscores\nlists\n```\n")
+    (folder / "lists.md").write_text(LISTS)
+    runs, files, pages = [], [], []
+    for threshold in (0.5, 0.5, 0.9, 0.9):
+        write(folder, threshold)
+        runs.append(build(folder))
+        files.append((folder / "_build/html/results.json").read_text("utf8"))
+        pages.append(
+            {n: (folder / f"_build/html/{n}.html").read_text("utf8") for n in ("scores", "lists")}
+        )
+    return runs, files, pages
+
+
+def test_the_file_holds_every_number_with_what_belongs_to_it(book):
+    document = json.loads(book[1][0])
+    assert {entry["name"]: entry["text"] for entry in document["results"]} == {
+        "right": "75.0 %", "asked": "12,345", "verdict": "agrees", "loss": "1.50 nats",
+        "rows": "7",
+    }  # fmt: skip
+    assert document["results"][0] == {
+        "name": "right", "text": "75.0 %", "value": 0.75, "unit": "%", "n": 1234, "entities": 40,
+        "low": 0.7, "high": 0.8, "seeds": [0, 1], "run": "abc",
+        "page": "scores.md", "cell": 1, "section": "The first part",
+    }  # fmt: skip
+    by_name = {entry["name"]: entry for entry in document["results"]}
+    assert (by_name["loss"]["value"], by_name["loss"]["unit"]) == (1.5, "nats")
+    assert (by_name["rows"]["value"], by_name["rows"]["section"]) == (7, "The second part")
+    assert [entry["name"] for entry in document["timings"]] == ["seconds"]
+
+
+def test_the_file_follows_its_schema_and_the_schema_can_refuse(book):
+    document = json.loads(book[1][0])
+    schema = json.loads((EXTENSION / "results.schema.json").read_text("utf8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(document, schema)
+    for name, value in (("value", "75"), ("cell", 0), ("seeds", [0.5]), ("more", 1)):
+        spoiled = json.loads(book[1][0])
+        spoiled["results"][0][name] = value
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(spoiled, schema)
+    del document["claims"][0]["measure"]["n"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document, schema)
+
+
+def test_the_prose_shows_the_values(book):
+    prose = BeautifulSoup(book[2][0]["scores"], "html.parser").get_text()
+    assert "It is right in 75.0 % (70.0 to 80.0 %), 12,345 asked." in prose
+
+
+def test_a_warm_build_writes_the_same_file(book):
+    runs, files, _ = book
+    assert "scores.md: from cache" in runs[1].stdout or "executing" not in runs[1].stdout
+    assert files[1] == files[0]
+
+
+def test_a_claim_that_holds_is_shown_and_the_build_succeeds(book):
+    runs, files, pages = book
+    assert runs[0].returncode == runs[1].returncode == 0
+    assert "fail" not in runs[0].stderr
+    shown = BeautifulSoup(pages[0]["scores"], "html.parser").find(id="claim-it-learns")
+    assert shown.get_text() == (
+        "✓ holds It learns <most> of them. 75.0 % (70.0 to 80.0 %); required: at least 50.0 %."
+    )
+    claim = json.loads(files[0])["claims"][0]
+    assert (claim["claim"], claim["holds"], claim["margin"]) == ("it-learns", True, 0.25)
+
+
+@pytest.mark.parametrize("time", [2, 3])
+def test_a_claim_that_fails_fails_the_build_cold_and_warm(book, time):
+    runs, files, pages = book
+    assert runs[time].returncode == 1
+    assert runs[time].stderr.endswith(
+        "1 of 1 claims fail:\n"
+        "  scores.md, cell 2, it-learns: “It learns <most> of them.” 75.0 %;"
+        " required: at least 90 %\n"
+    )
+    assert json.loads(files[time])["claims"][0]["holds"] is False
+    assert "✗ FAILS" in pages[time]["scores"]  # and the site is there, whole
+
+
+def test_the_lists_are_never_stale_and_link_back(book):
+    for time, verdict in ((0, "holds"), (1, "holds"), (2, "FAILS"), (3, "FAILS")):
+        results, claims = BeautifulSoup(book[2][time]["lists"], "html.parser").find_all("table")
+        rows = {row.td.get_text(): row for row in results.tbody.find_all("tr")}
+        assert set(rows) == {"right", "asked", "loss", "rows", "seconds"}
+        cells = [cell.get_text() for cell in rows["right"].find_all("td")]
+        assert cells[1:7] == ["75.0 %", "(70.0 to 80.0)", "1,234", "40", "0, 1", "abc"]
+        assert rows["right"].a["href"] == "scores.html#the-first-part"
+        assert rows["rows"].a["href"] == "scores.html#the-second-part"
+        (row,) = claims.tbody.find_all("tr")
+        cells = [cell.get_text() for cell in row.find_all("td")]
+        assert cells[0] == "it-learns" and cells[4] == verdict
+        assert row.a["href"] == "scores.html#claim-it-learns"
+
+
+def output(name, data, prefix=""):
+    return nbformat.v4.new_output(
+        "display_data",
+        {prefix + kind: value for kind, value in data.items()},
+        metadata={"scrapbook": {"name": name, "mime_prefix": prefix}},
+    )
+
+
+def test_figures_and_tables_are_no_results():
+    cell = nbformat.v4.new_code_cell("", execution_count=1, outputs=[
+        output("figure", {"text/plain": "Figure", "image/svg+xml": "<svg/>"}, "application/x/"),
+        output("count", {"text/plain": "3"}, "application/x/"),
+        nbformat.v4.new_output("stream", text="1"),
+    ])  # fmt: skip
+    found = list(ledger.entries(nbformat.v4.new_notebook(cells=[cell]), "page.md"))
+    assert [entry["name"] for entry in found] == ["count"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [("'1,234'", 1234, ""), ("-0.5", -0.5, ""), ("'97.5 %'", 0.975, "%"), ("'12 s'", 12, "s")],
+)
+def test_a_number_written_as_text_is_a_number(text, value, unit):
+    entry = ledger._entry("name", {"text/plain": text})
+    assert (entry["value"], entry["unit"]) == (value, unit)
+
+
+@pytest.mark.parametrize("text", ["'3 of 10'", "'agrees'", "'1.2.3'", "'v2'"])
+def test_other_text_stays_text(text):
+    assert ledger._entry("name", {"text/plain": text}) == {"name": "name", "text": text[1:-1]}
