@@ -269,7 +269,7 @@ def save_checkpoint(
 
     ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     model.generation_config = GenerationConfig(
-        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, max_new_tokens=64, do_sample=False
+        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
