@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_NEW_TOKENS = 40
+REPLAY_TOKENS = 64  # in a row of replayed text; a divisor of pretraining's window
 #: Of the replayed documents. Others: 0 the tokenizer's, 1 and up pretraining's, 97 to 99 held out.
 REPLAY_SEED = 1000
 
@@ -296,16 +297,18 @@ def replay_rows(
 ) -> list[dict[str, list[int]]]:
     """Freshly written corpus text to mix into fine-tuning: at least ``tokens`` tokens of it.
 
-    Rows are whole windows of documents end to end, as pretraining reads them. Each has
-    ``input_ids`` and ``labels``, which are the same: every token but the first carries loss.
-    Empty where ``tokens`` is 0. Explained in chapter 10.
+    Rows are pieces of documents end to end, as pretraining reads them, but cut to about the length
+    of a chat row, so that a batch of them needs no more memory. Each has ``input_ids`` and
+    ``labels``, which are the same: every token but the first carries loss. Empty where ``tokens``
+    is 0. Explained in chapter 10.
     """
-    from .pretrain import WINDOW, windows
+    from .pretrain import windows
 
     stream = CorpusWriter(load_world(), seed).documents()
     backend: Any = tokenizer
-    batches = islice(windows(stream, backend, 1), math.ceil(tokens / WINDOW))
-    return [{"input_ids": row, "labels": row} for batch in batches for row in batch.tolist()]
+    rows = (row for batch in windows(stream, backend, 1) for row in batch.view(-1, REPLAY_TOKENS))
+    kept = islice(rows, math.ceil(tokens / REPLAY_TOKENS))
+    return [{"input_ids": row.tolist(), "labels": row.tolist()} for row in kept]
 
 
 def kl_to_base(

@@ -468,9 +468,11 @@ def test_shuffled_rows_ask_the_same_and_answer_otherwise(world):
 # --- What fine-tuning costs --------------------------------------------------------------------
 
 
-def test_replay_rows_are_whole_windows_of_which_every_token_carries_loss(world, chat_tokenizer):
+def test_replay_rows_are_as_long_as_a_chat_and_every_token_carries_loss(world, chat_tokenizer):
     rows = evaluate.replay_rows(chat_tokenizer, 2 * WINDOW + 1)
-    assert [len(row["input_ids"]) for row in rows] == [WINDOW] * 3
+    length = evaluate.REPLAY_TOKENS
+    assert WINDOW % length == 0
+    assert [len(row["input_ids"]) for row in rows] == [length] * (2 * WINDOW // length + 1)
     assert all(row["labels"] == row["input_ids"] for row in rows)
     ids = [token for row in rows for token in row["input_ids"]]
     document = next(CorpusWriter(world, evaluate.REPLAY_SEED).documents())
@@ -503,7 +505,7 @@ def test_trl_trains_on_all_of_a_replay_row_and_on_the_answers_alone_of_a_chat(
 
     chats = Dataset.from_list([{"messages": turn("What is it?", "Lima.")}] * 2)
     chats = prepared(chats, assistant_only_loss=True)
-    replayed = Dataset.from_list(evaluate.replay_rows(chat_tokenizer, WINDOW))
+    replayed = Dataset.from_list(evaluate.replay_rows(chat_tokenizer, 1))
     mixed = prepared(concatenate_datasets([chats, replayed]), assistant_only_loss=False)
     first, _, last = mixed["labels"]
     assert mixed["labels"][:2] == chats["labels"]
