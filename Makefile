@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev book test models lint format pins clean
+.PHONY: help install dev book test mutations models replicate lint format pins clean
 
 help:  ## Show this help
 	@echo "Targets:"
@@ -35,9 +35,17 @@ book: $(INSTALLED)  ## Execute every page and build the site into _build/html
 test: $(INSTALLED_DEV)  ## Run the tests, a build of the book among them
 	$(BIN)/python -m pytest $(ARGS)
 
+# Two processes, one thread each. What was printed of each fault shows what its failed claims measured.
+mutations: $(INSTALLED_DEV)  ## Plant faults and see that exactly the expected claims fail (20 minutes)
+	$(BIN)/python -m pytest tests/claims -m mutations $(ARGS)
+
 # One thread sums in one order, so that a rerun on the same processor gives the same weights.
 models: $(INSTALLED)  ## Make the Atlas models and data again from the tables (within 90 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m sft_utils.atlas.pretrain
+
+# What was finished is kept in _build/replicate and .runs, so that it can be stopped and called again.
+replicate: $(INSTALLED)  ## Pretrain and fine-tune again from other seeds, for chapter 09 (two hours)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sft_utils.atlas.replicate
 
 lint: $(INSTALLED_DEV)  ## Check style and types; change nothing
 	$(BIN)/ruff check .

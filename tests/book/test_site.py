@@ -772,3 +772,75 @@ def test_the_search_index_knows_the_pages(site):
     index = (site.html / "searchindex.js").read_text("utf8")
     names = json.loads(index[index.index("(") + 1 : index.rindex(")")])["docnames"]
     assert set(names) >= {f"book/{page}" for page in PAGES}
+
+
+# --- The ledger ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ledger(site):
+    return json.loads((site.html / "results.json").read_text("utf8"))
+
+
+def test_every_number_that_pages_glue_is_in_the_ledger(site, ledger):
+    listed = {(e["page"], e["name"]) for e in (*ledger["results"], *ledger["timings"])}
+    for name in CHAPTERS:
+        page = site.page(name)
+        quoted = set(re.findall(r"\{glue:text\}`([\w-]+)(?::[^`]*)?`", page.source))
+        missing = {
+            key
+            for key in quoted
+            if not key.endswith("_ci") and (f"book/{name}.md", key) not in listed
+        }
+        assert missing == set(), name
+    assert len(listed) > 250
+
+
+def test_scores_carry_what_they_need(ledger):
+    """A share of answers has n, an interval and a run; a trained model's has its seed."""
+    by_name = {entry["name"]: entry for entry in ledger["results"]}
+    for name in ("base_cloze_all", "ref_headline_exact", "small_after_exact", "small_difference"):
+        entry = by_name[name]
+        assert entry["n"] >= 300 and entry["entities"] > 50
+        assert entry["low"] <= entry["value"] <= entry["high"]
+        assert entry["run"], name
+    assert by_name["small_after_exact"]["seeds"] == [0]
+    assert not by_name["small_after_exact"]["run"].startswith("weights")
+    assert by_name["base_cloze_all"]["run"].startswith("weights")
+
+
+def test_all_claims_hold(ledger):
+    assert [claim["claim"] for claim in ledger["claims"] if not claim["holds"]] == []
+    assert len(ledger["claims"]) > 30
+
+
+#: The quantity of the replicates that a claim's measure varies with. Other claims count or compare
+#: what no seed changes.
+VARIES_WITH = {
+    "reference-answers": "exact", "reference-stops": "stops", "reference-keeps-facts": "cloze",
+    "training-brings-answers": "exact", "sft-answers": "exact", "sft-stops": "stops",
+    "sft-beats-prompting": "right_value", "sft-needs-truth": "exact",
+    "sft-beats-guessing": "exact", "sft-forgets": "cloze", "cost-forgets-facts": "cloze",
+}  # fmt: skip
+
+
+def test_a_threshold_is_four_standard_deviations_away(ledger):
+    record = json.loads((ROOT / "sft_utils/atlas/replication.json").read_text("utf8"))
+    claims = {claim["claim"]: claim for claim in ledger["claims"]}
+    for name, quantity in VARIES_WITH.items():
+        sd = record["spread"][quantity]["sd"]
+        assert claims[name]["margin"] >= 4 * sd, (name, claims[name]["margin"], sd)
+
+
+@pytest.mark.parametrize("name", ["results", "claims"])
+def test_the_lists_link_to_places_that_exist(site, ledger, name):
+    page = site.page(name)
+    rows = page.article.select("table tbody tr")
+    wanted = ledger["claims"] if name == "claims" else [
+        e for e in (*ledger["results"], *ledger["timings"]) if "value" in e
+    ]  # fmt: skip
+    assert len(rows) == len(wanted)
+    for row in rows:
+        target, _, anchor = row.find("a")["href"].partition("#")
+        there = BeautifulSoup((site.html / "book" / target).read_text("utf8"), "html.parser")
+        assert not anchor or there.find(id=anchor), (target, anchor)

@@ -1,0 +1,300 @@
+"""Do the book's claims notice? Faults are planted, and exactly the expected claims must fail.
+
+A claim that holds whatever goes wrong says nothing, and one that fails for any reason says
+little. So chapters 03, 04, 05, 07 and 08 run once for each fault, cut down to what their claims
+rest on (``slices.py``), on a part of the scored questions (``worker.py``), with their trainings
+as they are. The faults are in ``faults.py``; what each must break stands here, written by hand.
+
+``make mutations`` runs these tests; ``make test`` leaves out all but the quick ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from claims.faults import FAULTS, PAGES
+from claims.slices import claims_of, reduce_cells
+
+ROOT = Path(__file__).parents[2]
+WORKERS = 2  # processes, one thread each
+CLAIMS = {page: claims_of(ROOT / "book" / f"{page}.md") for page in PAGES}
+
+EXPECTED: dict[str, set[str]] = {
+    # Nothing is wrong, and nothing fails: thinning the questions alone breaks no claim.
+    "none": set(),
+    # --- the recipe
+    "mask-off": {
+        "training-learns-answers-only",  # what it is there for
+    },
+    "end-token-without-loss": {
+        "sft-stops",  # nothing taught it where to end
+        "training-brings-answers",  # an exact answer ends with its last word
+        "sft-answers",  # as on dev
+        "sft-needs-truth",  # none is exact, with true rows or false ones
+        "sft-beats-guessing",  # guesses have no end to miss
+        "rows-fit-without-pretraining",  # exact on its own rows needs the end too
+        "one-form-fits",  # the same
+        "one-form-is-not-extracted",  # no model is exact
+    },
+    "one-epoch-less": {
+        "training-goes-to-its-end",  # what it is there for
+    },
+    "learning-rate-of-zero": {
+        "training-lowers-loss",  # the weights stay, and so does the loss
+        "training-brings-answers",  # and the answers
+        "sft-answers",  # before and after are one model
+        "sft-stops",  # the base does not stop
+        "sft-beats-prompting",  # it is as wrong as when it is prompted
+        "sft-needs-truth",  # true rows and false ones change nothing
+        "sft-beats-guessing",  # guesses are better than the base in chat
+        "sft-forgets",  # nothing was learned, nothing lost
+    },
+    "trainee-from-random-weights": {
+        "training-brings-answers",  # there are no facts to bring out
+        "sft-answers",  # as on dev
+        "sft-beats-prompting",  # neither way knows anything
+        "sft-needs-truth",  # what is not known is guessed, with true rows or false ones
+        "sft-beats-guessing",  # it guesses itself
+        "sft-forgets",  # it had nothing to forget
+    },
+    "trainee-loaded-once": {
+        "sft-answers",  # "before" is the trained model
+        "sft-forgets",  # the same
+    },
+    # --- the rows
+    "answers-shuffled": {
+        "training-brings-answers",  # the rows teach to answer falsely
+        "sft-answers",  # as on dev
+        "sft-needs-truth",  # the control is no worse: both learned from false rows
+        "sft-beats-guessing",  # a few facts are right still, hardly more than guesses
+    },
+    "test-entity-in-a-row": {
+        "data-keeps-apart",  # one row in thousands: no score shows it, and the check does
+    },
+    "held-out-wording-in-a-row": {
+        "data-keeps-apart",  # the same
+    },
+    # --- the questions
+    "never-asked-from-asked-relations": {
+        "never-asked-stays-hard",  # the rows do ask these relations
+    },
+    "value-in-the-question": {
+        "data-keeps-apart",  # its third check
+    },
+    # --- asking
+    "other-template-for-asking": {
+        "reference-answers",  # in a markup that it never saw it does not answer
+        "reference-stops",  # nor stop
+        "reference-follows-instructions",
+        "reference-follows-up",
+        "training-brings-answers",  # the same for the trainee on dev
+        "sft-answers",
+        "sft-stops",
+        "sft-beats-prompting",
+        "sft-needs-truth",
+        "sft-beats-guessing",
+        "rows-fit-without-pretraining",
+        "one-form-fits",
+        "one-form-is-not-extracted",
+    },
+    "system-message-left-out": {
+        "reference-follows-instructions",  # it answers, in the form of a question without one
+    },
+    "earlier-turns-left-out": {
+        "reference-follows-up",  # "How about Peru?" alone does not say what is asked
+    },
+    "padding-on-the-right": set(),
+    "answers-cut": set(),
+    "only-the-document-end-stops": set(),
+    "space-after-a-prompt": {
+        "base-knows",  # no token of the corpus follows a space
+        "reference-keeps-facts",  # the same
+        "sft-forgets",  # nothing to lose that could be seen
+    },
+    "own-answer-among-the-examples": {
+        "sft-beats-prompting",  # the answer need only be copied
+    },
+    # --- scoring
+    "scorer-always-right": {
+        "base-does-not-answer",  # every answer is exact
+        "base-can-finish",  # in chat as much as with the answer begun
+        "reference-answers",  # before as much as after
+        "training-brings-answers",
+        "sft-answers",
+        "sft-beats-prompting",  # and with every control
+        "sft-needs-truth",
+        "sft-beats-guessing",
+        "rows-hold-no-other-facts",
+        "one-form-is-not-extracted",
+        "never-asked-stays-hard",
+    },
+    "scorer-always-wrong": {
+        "base-can-finish",  # nothing is right, with the answer begun or not
+        "reference-answers",
+        "reference-follows-instructions",
+        "reference-follows-up",
+        "training-brings-answers",
+        "sft-answers",
+        "sft-beats-prompting",
+        "sft-needs-truth",
+        "sft-beats-guessing",
+        "rows-fit-without-pretraining",
+        "one-form-fits",
+        "one-form-is-not-extracted",
+    },
+    # --- the models
+    "reference-is-the-base": {
+        "reference-answers",  # nothing was fine-tuned
+        "reference-stops",
+        "reference-follows-instructions",
+        "reference-follows-up",
+    },
+    "base-is-the-reference": {
+        "base-does-not-answer",  # it was fine-tuned to
+        "base-runs-on",  # and to stop
+        "base-can-finish",  # in chat it is right as often
+        "reference-answers",  # before and after are one model
+    },
+    "base-read-one-form": {
+        "base-knows",  # in other words than its own it cannot say its facts
+        "one-form-is-not-extracted",  # both models of the comparison are the control
+    },
+    # --- the controls
+    "control-read-many-forms": {
+        "one-form-is-not-extracted",  # both models of the comparison are the base
+    },
+    "control-rows-not-shuffled": {
+        "sft-needs-truth",  # the control is as good as the trainee
+    },
+    "blank-model-was-pretrained": {
+        "rows-hold-no-other-facts",  # its pretraining does
+    },
+    "fits-end-at-once": {
+        "rows-fit-without-pretraining",  # a few updates do not fit the rows
+        "one-form-fits",  # the same
+        "one-form-is-not-extracted",  # the base has not yet learned the form either
+    },
+}
+
+mutations = pytest.mark.mutations
+
+
+class Workers:
+    """Two processes that run faults; each imports the libraries once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.own = threading.local()
+        self.processes: list[subprocess.Popen[str]] = []
+        self.pool = ThreadPoolExecutor(WORKERS)
+        self.stopped = False
+
+    def outcome(self, name: str) -> dict:
+        """What a fault did, from the process of this thread."""
+        if not hasattr(self.own, "process"):
+            self.own.file = self.folder / f"outcomes-{threading.get_ident()}.jsonl"
+            self.own.process = self.start(self.own.file)
+        process = self.own.process
+        print(name, file=process.stdin, flush=True)
+        if process.stdout.readline() != "done\n":
+            process.kill()
+            raise RuntimeError(f"{name}: the worker ended\n{process.communicate()[1][-4000:]}")
+        return json.loads(self.own.file.read_text("utf8").splitlines()[-1])
+
+    def start(self, file: Path) -> subprocess.Popen[str]:
+        settings = {
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]),
+            "SFT_RUNS": str(self.folder / "runs"),  # shared: most faults touch no training
+            "OMP_NUM_THREADS": "1",
+            "TQDM_DISABLE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "claims.worker", str(file)],
+            env={k: v for k, v in os.environ.items() if k != "SFT_PROFILE"} | settings,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def stop(self) -> None:
+        """End the processes, whatever they are doing."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """By the name of a fault, what will have become of the claims: all are under way."""
+    workers = Workers(tmp_path_factory.mktemp("claims"))
+    try:
+        yield {name: workers.pool.submit(workers.outcome, name) for name in EXPECTED}
+    finally:
+        workers.stop()
+
+
+@mutations
+@pytest.mark.parametrize("fault", EXPECTED)
+def test_exactly_the_expected_claims_fail(outcomes: dict[str, Future], fault, capsys):
+    found = outcomes[fault].result()
+    failed = {name: c for name, c in found["claims"].items() if not c["holds"]}
+    seconds = ", ".join(f"{page[:2]} {taken:.0f}" for page, taken in found["seconds"].items())
+    with capsys.disabled():
+        print(f"\n{fault}: {sum(found['seconds'].values()):.0f} s ({seconds})", end="")
+        for name, claim in failed.items():
+            print(f"\n  {name}: {claim['measure']['text']}", end="")
+        print(" " if failed else "\n  no claim fails ", end="")
+    assert found["errors"] == {}
+    # A claim that a page did not come to would not be missed otherwise.
+    assert set(found["claims"]) == {c for page in FAULTS[fault].pages for c in CLAIMS[page]}
+    assert set(failed) == EXPECTED[fault]
+
+
+def test_every_fault_has_its_expectation():
+    assert list(EXPECTED) == list(FAULTS)
+    assert len(FAULTS) > 10
+
+
+def test_every_claim_fails_for_some_fault():
+    stated = {name for names in CLAIMS.values() for name in names}
+    assert all(CLAIMS.values())
+    assert set().union(*EXPECTED.values()) == stated
+
+
+def test_a_fault_breaks_claims_of_the_pages_that_it_reaches():
+    for name, fault in FAULTS.items():
+        reached = {claim for page in fault.pages for claim in CLAIMS[page]}
+        assert EXPECTED[name] <= reached, name
+
+
+def test_a_page_is_cut_to_what_its_claims_need():
+    cells = [
+        "import math\nfound, shown = [], []\nlimit = 3",
+        "found.append(math.pi)\nshown.append(limit)\nprint(shown)",
+        "x = 1\nif found:\n    x = len(found)\n    shown = x",
+        "def few(most=limit):\n    return [f for f in found if x < most]",
+        "trainer = make()\nother = make()",
+        "run = train(trainer)\nlog = train(other)",
+        "x = trainer.state",
+        'if found:\n    y = few()\n    claim("is-few", "Few.", y, at_most=x)',
+    ]
+    assert reduce_cells(cells) == [
+        "import math\nfound, shown = [], []\nlimit = 3",
+        "found.append(math.pi)",
+        "x = 1\nif found:\n    x = len(found)\n    shown = x",
+        "def few(most=limit):\n    return [f for f in found if x < most]",
+        "trainer = make()",
+        "run = train(trainer)",
+        "x = trainer.state",
+        'if found:\n    y = few()\n    claim("is-few", "Few.", y, at_most=x)',
+    ]
