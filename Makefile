@@ -32,8 +32,9 @@ dev: $(INSTALLED_DEV)  ## Install what tests and checks need as well
 book: $(INSTALLED)  ## Execute every page and build the site into _build/html
 	$(BIN)/jupyter-book build .
 
+# Two processes: one builds the book, on one thread, while the other runs the rest.
 test: $(INSTALLED_DEV)  ## Run the tests, a build of the book among them
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Two processes, one thread each. What was printed of each fault shows what its failed claims measured.
 mutations: $(INSTALLED_DEV)  ## Plant faults and see that exactly the expected claims fail (20 minutes)

@@ -61,6 +61,8 @@ def loud_again():
 
     levels = transformers.logging.get_verbosity(), datasets.logging.get_verbosity()
     telemetry = constants.HF_HUB_DISABLE_TELEMETRY
+    transformers.logging.set_verbosity_warning()  # whatever another file has left
+    datasets.logging.set_verbosity_warning()
     yield
     transformers.logging.set_verbosity(levels[0])
     datasets.logging.set_verbosity(levels[1])

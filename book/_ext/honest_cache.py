@@ -54,6 +54,11 @@ KERNEL_SETTINGS = {
 }
 
 
+#: For the models that the book ships. They are so small that a second thread gains nothing, and
+#: with one the order of sums, and so every result, is the same on however many processors.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
 class PageError(SphinxError):
     """A page failed. The message names the page, the cell and the exception."""
 
@@ -252,7 +257,8 @@ def _page_error(name: str, notebook: NotebookNode, error: BaseException) -> Page
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handlers, and put `PageClient` where myst-nb looks its client up."""
-    for name, value in KERNEL_SETTINGS.items():
+    small = os.environ.get("SFT_PROFILE", "atlas") in ("", "atlas")
+    for name, value in (KERNEL_SETTINGS | (ONE_THREAD if small else {})).items():
         os.environ.setdefault(name, value)
     app.add_config_value("honest_cache_package", "sft_utils", "env", [str])
     book = HonestCache(app)

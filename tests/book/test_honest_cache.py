@@ -175,7 +175,7 @@ class Book:
         """Start a build and do not wait for it."""
         (self.root / "executed").unlink(missing_ok=True)
         sphinx = ("-m", "sphinx", "-W", "-d", "_build/.doctrees", ".", "_build/html")
-        unset = {"SFT_PROFILE", "TQDM_DISABLE", "OMP_WAIT_POLICY"}
+        unset = {"SFT_PROFILE", "TQDM_DISABLE", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"}
         return subprocess.Popen(
             [sys.executable, *(command or sphinx)],
             cwd=self.root,
@@ -357,7 +357,8 @@ def test_an_interrupted_build_leaves_nothing_stale(book: Book) -> None:
 
 def test_jupyter_book_with_the_configuration_of_this_book(tmp_path: Path) -> None:
     """Cold, broken, broken again, mended: with ``-W`` and this book's own ``_config.yml``."""
-    settings = 'import os\n\nos.environ["TQDM_DISABLE"], os.environ["OMP_WAIT_POLICY"]'
+    names = ("TQDM_DISABLE", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+    settings = f"import os\n\n[os.environ[name] for name in {names}]"
     book = new_book(
         tmp_path,
         {
@@ -379,7 +380,7 @@ def test_jupyter_book_with_the_configuration_of_this_book(tmp_path: Path) -> Non
     cold = book.build(*command)
     assert cold.code == 0, cold.output
     assert cold.executed == ["01"]
-    assert "('1', 'PASSIVE')" in book.html("01-sums").replace("&#39;", "'")
+    assert "['1', 'PASSIVE', '1']" in book.html("01-sums").replace("&#39;", "'")
     outputs = book.outputs("01-sums")
     assert outputs[-1][0]["data"]["text/plain"] == ["22000"]
 
