@@ -110,9 +110,9 @@ EXPECTED: dict[str, set[str]] = {
     "earlier-turns-left-out": {
         "reference-follows-up",  # "How about Peru?" alone does not say what is asked
     },
-    "padding-on-the-right": set(),
-    "answers-cut": set(),
-    "only-the-document-end-stops": set(),
+    "padding-on-the-right": set(),  # to be written after a first whole run
+    "answers-cut": set(),  # to be written after a first whole run
+    "only-the-document-end-stops": set(),  # to be written after a first whole run
     "space-after-a-prompt": {
         "base-knows",  # no token of the corpus follows a space
         "reference-keeps-facts",  # the same
