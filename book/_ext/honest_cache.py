@@ -20,13 +20,15 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import myst_nb.core.execute
+import myst_nb.core.execute.cache
 from docutils import nodes
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
+from jupyter_cache.executors.utils import single_nb_execution
 from ledger import entries
 from myst_nb.core.execute import NotebookClientCache
 from myst_nb.core.read import create_nb_reader
@@ -57,6 +59,10 @@ KERNEL_SETTINGS = {
 #: For the models that the book ships. They are so small that a second thread gains nothing, and
 #: with one the order of sums, and so every result, is the same on however many processors.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+#: What a cell prints in two pieces is one output, wherever the pieces happened to be cut; and
+#: output that is late is waited for, or missed with an error, never dropped with a warning.
+CLIENT_SETTINGS = {"coalesce_streams": True, "iopub_timeout": 60, "raise_on_iopub_timeout": True}
 
 
 class PageError(SphinxError):
@@ -264,6 +270,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     book = HonestCache(app)
     PageClient.book = book
     myst_nb.core.execute.NotebookClientCache = PageClient
+    execution = partial(single_nb_execution, **CLIENT_SETTINGS)
+    myst_nb.core.execute.cache.single_nb_execution = execution  # type: ignore[attr-defined]
     app.connect("env-get-outdated", book.outdated)
     app.connect("env-purge-doc", book.purge)
     app.connect("doctree-read", book.note_quotes)

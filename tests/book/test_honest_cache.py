@@ -359,11 +359,14 @@ def test_jupyter_book_with_the_configuration_of_this_book(tmp_path: Path) -> Non
     """Cold, broken, broken again, mended: with ``-W`` and this book's own ``_config.yml``."""
     names = ("TQDM_DISABLE", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
     settings = f"import os\n\n[os.environ[name] for name in {names}]"
+    pieces = "print('in', flush=True)\nprint('pieces')"
     book = new_book(
         tmp_path,
         {
             "00-intro.md": "# Intro\n\n{cite}`someone`\n\n```{bibliography}\n```\n",
-            "01-sums.md": page("01", "Sums", settings, "from toy import add\nadd(20, 2) * 1000"),
+            "01-sums.md": page(
+                "01", "Sums", settings, pieces, "from toy import add\nadd(20, 2) * 1000"
+            ),
             "references.bib": "@misc{someone, title={Title}, author={Some One}, year={2024}}\n",
         },
     )
@@ -383,6 +386,7 @@ def test_jupyter_book_with_the_configuration_of_this_book(tmp_path: Path) -> Non
     assert "['1', 'PASSIVE', '1']" in book.html("01-sums").replace("&#39;", "'")
     outputs = book.outputs("01-sums")
     assert outputs[-1][0]["data"]["text/plain"] == ["22000"]
+    assert [output["text"] for output in outputs[-2]] == [["in\n", "pieces\n"]]
 
     book.edit("toy/sums.py", "a + b", "a / 0")
     for _ in range(2):
@@ -390,7 +394,7 @@ def test_jupyter_book_with_the_configuration_of_this_book(tmp_path: Path) -> Non
         assert broken.code != 0
         assert broken.executed == ["01"]
         last = broken.output.rstrip().splitlines()[-1]
-        assert last == "book/01-sums.md, cell 3: ZeroDivisionError: division by zero"
+        assert last == "book/01-sums.md, cell 4: ZeroDivisionError: division by zero"
 
     book.edit("toy/sums.py", "a / 0", "a + b")
     mended = book.build(*command)
