@@ -15,7 +15,7 @@ import pytest
 from sft_utils.atlas.corpus import CorpusWriter
 from sft_utils.atlas.evaluate import score_responses
 from sft_utils.atlas.pretrain import train_tokenizer
-from sft_utils.atlas.questions import SPLITS, printed_questions, scored_questions
+from sft_utils.atlas.questions import SPLITS, draw, printed_questions, scored_questions
 from sft_utils.atlas.sft_data import SYSTEM_MESSAGES, answer_text, sft_rows
 from sft_utils.atlas.world import load_world
 from sft_utils.profiles import load_profile
@@ -318,3 +318,13 @@ def test_a_right_answer_scores_on_every_count(split, world):
     scores = score_responses(questions, [(q.answers[0], True) for q in questions], world)
     wrong = scores[~(scores["exact"] & scores["right_value"] & scores["value_anywhere"])]
     assert wrong["response"].tolist() == []
+
+
+def test_a_drawn_part_keeps_the_order_and_every_relation(questions):
+    whole = questions["headline-test"]
+    part = draw(whole, 290)
+    assert [q for q in whole if q in part] == part
+    assert len(part) == 290
+    assert draw(whole, 290) == part != draw(whole, 290, seed=1)
+    assert draw(whole, len(whole) + 1) == whole
+    assert {q.relation for q in part} == {q.relation for q in whole}
