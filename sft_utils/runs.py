@@ -204,9 +204,32 @@ def _environment(trainer: Trainer) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "model": type(model).__qualname__,
-        "config": config.to_json_string(use_diff=False) if config is not None else None,
+        "config": _config_state(config),
         "attention": getattr(config, "_attn_implementation", None),
+        **_adapters(model),
     }
+
+
+def _adapters(model: Any) -> dict[str, Any]:
+    """The settings of LoRA, which neither the weights nor the model's config tell in full."""
+    from importlib.metadata import version
+
+    adapters = getattr(model, "peft_config", None)
+    if not adapters:
+        return {}
+    settings = {name: adapter.to_dict() for name, adapter in adapters.items()}
+    for setting in settings.values():
+        setting.pop("base_model_name_or_path", None)  # where the model was loaded from
+    return {"adapters": settings, "peft": version("peft")}
+
+
+def _config_state(config: Any) -> Any:
+    """A model's config, but not the place that the model was loaded from."""
+    if config is None:
+        return None
+    state = json.loads(config.to_json_string(use_diff=False))
+    state.pop("_name_or_path", None)
+    return state
 
 
 def _tokenizer_state(tokenizer: Any) -> Any:

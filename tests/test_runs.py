@@ -319,6 +319,8 @@ def test_places_and_outputs_do_not_count(build, monkeypatch):
         assert fingerprint(trainer) == before, name
     trainer.remove_callback(PrinterCallback)
     assert fingerprint(trainer) == before
+    trainer.model.config.name_or_path = "another/folder"  # the weights count, not where they lay
+    assert fingerprint(trainer) == before
     assert fingerprint(build()) == before
 
 
