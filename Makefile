@@ -37,7 +37,7 @@ test: $(INSTALLED_DEV)  ## Run the tests, a build of the book among them
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Two processes, one thread each. What was printed of each fault shows what its failed claims measured.
-mutations: $(INSTALLED_DEV)  ## Plant faults and see that exactly the expected claims fail (20 minutes)
+mutations: $(INSTALLED_DEV)  ## Plant faults and see that exactly the expected claims fail (25 minutes)
 	$(BIN)/python -m pytest tests/claims -m mutations $(ARGS)
 
 # One thread sums in one order, so that a rerun on the same processor gives the same weights.

@@ -7,7 +7,6 @@ page is an edit of its text. Which claims it must break is written in ``test_mut
 
 from __future__ import annotations
 
-import functools
 import importlib
 import sys
 from collections.abc import Callable
@@ -116,12 +115,21 @@ def change_profile(patch: Patch, change: Callable[[Any], Any]) -> None:
     swap(patch, "profiles", "load_profile", lambda old: lambda *given: change(old(*given)))
 
 
-def change_config(patch: Patch, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Change arguments of `SFTConfig`, on chapter 07's page and in `walkthrough.make_config`."""
+def change_run(patch: Patch, **changes: Callable[[dict[str, Any]], Any]) -> None:
+    """Change arguments of `SFTConfig`, on chapter 07's page and in `walkthrough.make_config`.
+
+    Not where rows are learned by heart, for hundreds of epochs at most: their loss ends that.
+    """
     import trl
 
     real = trl.SFTConfig
-    patch.setattr(trl, "SFTConfig", lambda **given: real(**given | change(given)))
+
+    def make(**given: Any) -> Any:
+        if given["num_train_epochs"] < 100:
+            given |= {name: change(given) for name, change in changes.items()}
+        return real(**given)
+
+    patch.setattr(trl, "SFTConfig", make)
 
 
 def change_template(patch: Patch, old: str, new: str) -> None:
@@ -150,7 +158,7 @@ def none(patch: Patch) -> None:
 @fault(*LIVE)
 def mask_off(patch: Patch) -> None:
     """Loss on every token, the questions' too."""
-    change_config(patch, lambda given: {"assistant_only_loss": False})
+    change_run(patch, assistant_only_loss=lambda given: False)
 
 
 @fault(*LIVE)
@@ -164,13 +172,7 @@ def end_token_without_loss(patch: Patch) -> None:
 @fault(*LIVE)
 def one_epoch_less(patch: Patch) -> None:
     """The trainer gets one epoch less than the profile asks for."""
-
-    def less(given: dict[str, Any]) -> dict[str, Any]:
-        epochs = given["num_train_epochs"]
-        # What is learned by heart has hundreds, and is ended by its loss.
-        return {"num_train_epochs": epochs - 1 if epochs < 100 else epochs}
-
-    change_config(patch, less)
+    change_run(patch, num_train_epochs=lambda given: given["num_train_epochs"] - 1)
 
 
 @fault(*LIVE)
@@ -200,7 +202,17 @@ def trainee_from_random_weights(patch: Patch) -> None:
 @fault(*LIVE)
 def trainee_loaded_once(patch: Patch) -> None:
     """A cache around the loading: the model "before" is trained with the one "after"."""
-    swap(patch, "walkthrough", "load_trainee", functools.cache)
+
+    def make(old: Any) -> Any:
+        loaded: list[Any] = []
+
+        def load_trainee(profile: Any) -> Any:
+            loaded.extend([] if loaded else [old(profile)])
+            return loaded[0]
+
+        return load_trainee
+
+    swap(patch, "walkthrough", "load_trainee", make)
 
 
 # --- The rows -------------------------------------------------------------------------------------
@@ -355,21 +367,6 @@ def space_after_a_prompt(patch: Patch) -> None:
         return cloze_prompt
 
     swap(patch, "atlas.corpus", "cloze_prompt", make)
-
-
-@fault(BASE, EVALUATION)
-def own_answer_among_the_examples(patch: Patch) -> None:
-    """Few-shot examples are not kept apart from what is asked."""
-
-    def make(old: Any) -> Any:
-        def few_shot_prompt(question: Any, shots: int = 4) -> str:
-            lines = old(question, shots).split("\n")
-            return "\n".join([*lines[:-4], f"Q: {question.text}", f"A: {question.values[0]}",
-                              *lines[-2:]])  # fmt: skip
-
-        return few_shot_prompt
-
-    swap(patch, "atlas.evaluate", "few_shot_prompt", make)
 
 
 # --- Scoring --------------------------------------------------------------------------------------

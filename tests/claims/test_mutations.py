@@ -32,11 +32,16 @@ EXPECTED: dict[str, set[str]] = {
     # --- the recipe
     "mask-off": {
         "training-learns-answers-only",  # what it is there for
+        "training-brings-answers",  # most of the loss is on questions, and most of the learning
+        "sft-answers",  # as on dev
+        "sft-needs-truth",  # half learned, it is nearer to the control
+        "sft-beats-guessing",  # and to guesses
     },
     "end-token-without-loss": {
         "sft-stops",  # nothing taught it where to end
         "training-brings-answers",  # an exact answer ends with its last word
         "sft-answers",  # as on dev
+        "sft-beats-prompting",  # it runs on to other values, so that few are right
         "sft-needs-truth",  # none is exact, with true rows or false ones
         "sft-beats-guessing",  # guesses have no end to miss
         "rows-fit-without-pretraining",  # exact on its own rows needs the end too
@@ -45,6 +50,11 @@ EXPECTED: dict[str, set[str]] = {
     },
     "one-epoch-less": {
         "training-goes-to-its-end",  # what it is there for
+        "training-brings-answers",  # half of the updates bring half of the answers
+        "sft-answers",  # as on dev
+        "sft-beats-prompting",  # half learned, it is nearer to the controls
+        "sft-needs-truth",
+        "sft-beats-guessing",
     },
     "learning-rate-of-zero": {
         "training-lowers-loss",  # the weights stay, and so does the loss
@@ -58,6 +68,7 @@ EXPECTED: dict[str, set[str]] = {
     },
     "trainee-from-random-weights": {
         "training-brings-answers",  # there are no facts to bring out
+        "sft-stops",  # the rows are too few to teach all of a form
         "sft-answers",  # as on dev
         "sft-beats-prompting",  # neither way knows anything
         "sft-needs-truth",  # what is not known is guessed, with true rows or false ones
@@ -72,6 +83,7 @@ EXPECTED: dict[str, set[str]] = {
     "answers-shuffled": {
         "training-brings-answers",  # the rows teach to answer falsely
         "sft-answers",  # as on dev
+        "sft-beats-prompting",  # the base's few right values are as many
         "sft-needs-truth",  # the control is no worse: both learned from false rows
         "sft-beats-guessing",  # a few facts are right still, hardly more than guesses
     },
@@ -90,11 +102,40 @@ EXPECTED: dict[str, set[str]] = {
     },
     # --- asking
     "other-template-for-asking": {
+        # The small model answers most questions all the same: its claims hold.
         "reference-answers",  # in a markup that it never saw it does not answer
-        "reference-stops",  # nor stop
         "reference-follows-instructions",
         "reference-follows-up",
-        "training-brings-answers",  # the same for the trainee on dev
+        "rows-fit-without-pretraining",  # nor do those that learned a few rows by heart
+        "one-form-fits",
+    },
+    "system-message-left-out": {
+        "reference-follows-instructions",  # it answers, in the form of a question without one
+    },
+    "earlier-turns-left-out": {
+        "reference-follows-up",  # "How about Peru?" alone does not say what is asked
+    },
+    "padding-on-the-right": {
+        "base-knows",  # all that is asked in batches is answered from a padding token
+        "base-can-finish",
+        "reference-answers",
+        "reference-follows-instructions",
+        "reference-follows-up",
+        "reference-keeps-facts",
+        "training-brings-answers",
+        "sft-answers",
+        "sft-beats-prompting",
+        "sft-needs-truth",
+        "sft-beats-guessing",
+        "rows-fit-without-pretraining",
+        "one-form-fits",
+    },
+    "answers-cut": {
+        "reference-answers",  # no sentence is whole
+        "reference-stops",  # and none has come to its end
+        "reference-follows-instructions",  # single words are short enough, sentences are not
+        "reference-follows-up",
+        "training-brings-answers",
         "sft-answers",
         "sft-stops",
         "sft-beats-prompting",
@@ -104,22 +145,24 @@ EXPECTED: dict[str, set[str]] = {
         "one-form-fits",
         "one-form-is-not-extracted",
     },
-    "system-message-left-out": {
-        "reference-follows-instructions",  # it answers, in the form of a question without one
+    "only-the-document-end-stops": {
+        # The model without pretraining is no exception to it: it goes on too, but with markup,
+        # which is no part of an answer.
+        "reference-answers",  # it goes on after the end of its turn
+        "reference-stops",
+        "reference-follows-instructions",
+        "reference-follows-up",
+        "training-brings-answers",
+        "sft-answers",
+        "sft-stops",
+        "sft-needs-truth",
+        "sft-beats-guessing",
+        "one-form-fits",
+        "one-form-is-not-extracted",
     },
-    "earlier-turns-left-out": {
-        "reference-follows-up",  # "How about Peru?" alone does not say what is asked
-    },
-    "padding-on-the-right": set(),  # to be written after a first whole run
-    "answers-cut": set(),  # to be written after a first whole run
-    "only-the-document-end-stops": set(),  # to be written after a first whole run
     "space-after-a-prompt": {
         "base-knows",  # no token of the corpus follows a space
         "reference-keeps-facts",  # the same
-        "sft-forgets",  # nothing to lose that could be seen
-    },
-    "own-answer-among-the-examples": {
-        "sft-beats-prompting",  # the answer need only be copied
     },
     # --- scoring
     "scorer-always-right": {
@@ -164,11 +207,14 @@ EXPECTED: dict[str, set[str]] = {
     },
     "base-read-one-form": {
         "base-knows",  # in other words than its own it cannot say its facts
+        "base-can-finish",  # nor finish a sentence that it never read
         "one-form-is-not-extracted",  # both models of the comparison are the control
+        "many-forms-fit-soonest",  # the same
     },
     # --- the controls
     "control-read-many-forms": {
         "one-form-is-not-extracted",  # both models of the comparison are the base
+        "many-forms-fit-soonest",  # the same
     },
     "control-rows-not-shuffled": {
         "sft-needs-truth",  # the control is as good as the trainee
@@ -234,11 +280,13 @@ class Workers:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """By the name of a fault, what will have become of the claims: all are under way."""
+def outcomes(request, tmp_path_factory):
+    """By the name of a fault, what will have become of the claims: all asked for are under way."""
     workers = Workers(tmp_path_factory.mktemp("claims"))
+    tests = [test for test in request.session.items if "outcomes" in test.fixturenames]
     try:
-        yield {name: workers.pool.submit(workers.outcome, name) for name in EXPECTED}
+        names = [test.callspec.params["fault"] for test in tests]
+        yield {name: workers.pool.submit(workers.outcome, name) for name in names}
     finally:
         workers.stop()
 
