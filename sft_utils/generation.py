@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sft_utils.models import end_token_ids, special_tokens
+from sft_utils.data import text_problems
+from sft_utils.models import end_token_ids
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -52,8 +53,8 @@ def render_prompt(
     the chat template, for instance ``{"enable_thinking": False}``. Explained in chapter 02.
 
     Raises `ChatTemplateError` if the tokenizer has no chat template, if the template refuses the
-    conversation, if the last turn is the assistant's, or if a turn contains one of the
-    tokenizer's special tokens: as text it would be read as markup, and could forge a turn.
+    conversation, if the last turn is the assistant's, or if a turn would be read as one of the
+    tokenizer's special tokens, which could forge a turn (see `sft_utils.data.text_problems`).
     """
     name = tokenizer.name_or_path or "this model"
     if not tokenizer.chat_template:
@@ -68,13 +69,10 @@ def render_prompt(
             "A prompt must end with a turn for the assistant to answer; this one "
             + ("is empty." if not messages else "ends with the assistant's. Use prefill= for that.")
         )
-    for turn, message in enumerate(messages):
-        for token in special_tokens(tokenizer):
-            if token in str(message.get("content")):
-                raise ChatTemplateError(
-                    f"Turn {turn} ({message['role']}) contains {token!r}, a special token of "
-                    f"{name!r}, which the model would read as markup. Remove it from the text."
-                )
+    contents = [str(message.get("content")) for message in messages]
+    for turn, problem in enumerate(text_problems(tokenizer, contents)):
+        if problem:
+            raise ChatTemplateError(f"Turn {turn} ({messages[turn]['role']}) {problem}")
     try:
         text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **(template_kwargs or {})

@@ -11,11 +11,14 @@ from sft_utils.data import (
     DataError,
     check_rows,
     display_dataset,
+    exact_duplicates,
+    leaked,
     load_sft_dataset,
     loss_tokens,
     near_duplicates,
     sequence_lengths,
 )
+from sft_utils.profiles import Question
 
 
 def turn(role, content):
@@ -93,21 +96,51 @@ def test_the_atlas_by_its_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "problem"),
     [
-        ("a.jsonl", json.dumps(KENYA) + "\n{oops", "a.jsonl, line 2: '{oops' is not valid JSON"),
-        ("a.json", "[", "a.json is not valid JSON"),
-        ("a.json", "{}", "not a list"),
-        ("a.csv", "question,answer\nHi,Hello\n", "columns question, answer; .* needs `user`"),
+        (
+            "a.jsonl",
+            json.dumps(KENYA) + "\n\n{oops",
+            r"a.jsonl, row 1 \(line 3\): '{oops' is not valid JSON \(.* at column 2\)",
+        ),
+        ("a.json", "[\n1,", r"a.json: '\[\\n1,' is not valid JSON \(.* at line 2, column 3\)"),
+        ("a.json", "{}", "a.json holds one JSON dict, {}, not a list"),
+        (
+            "a.csv",
+            "question,answer\nHi,Hello\n",
+            r"a.csv, row 0 \(line 2\) is of no known shape; its columns: question, answer. .* say",
+        ),
         ("a.txt", "Hi", "a.txt is of no known kind"),
-        ("a.jsonl", '{"text": "Hi"}', "row 0 has no `messages`, but the columns text"),
-        ("a.jsonl", '"Hi"', "row 0 has no `messages`, but 'Hi'"),
-        ("a.jsonl", "\n", "no rows"),
-        ("a.csv", "user,assistant\nHi\n", "row 0, turn 1: the content of the assistant is None"),
+        (
+            "a.jsonl",
+            '{"text": "Hi"}',
+            r"a.jsonl, row 0 \(line 1\) is of no known shape; its columns: text",
+        ),
+        ("a.jsonl", '"Hi"', r"a.jsonl, row 0 \(line 1\) is 'Hi'"),
+        ("a.jsonl", "\n", "a.jsonl has no rows"),
+        (
+            "a.csv",
+            "user,assistant\n\nHi\n",
+            r"a.csv, row 0 \(line 3\): 1 in place of 2 cells \(user, assistant\)",
+        ),
     ],
 )
 def test_bad_files(tmp_path, name, text, problem):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=problem):
         load_sft_dataset(tmp_path / name)
+
+
+def test_every_bad_row_of_a_file_is_named_with_its_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps(r) for r in (KENYA, row("Hi"), PERU, row("Hi", ""))]
+    path.write_text(f"{lines[0]}\n{lines[1]}\n\n{lines[2]}\n{lines[3]}\n")
+    with pytest.raises(DataError) as caught:
+        load_sft_dataset(path)
+    assert [
+        line.partition(" has")[0].partition(":")[0] for line in str(caught.value).split("\n")
+    ] == [
+        "a.jsonl, row 1 (line 2)",
+        "a.jsonl, row 3 (line 5), turn 1",
+    ]
 
 
 @pytest.mark.parametrize("source", ["nowhere.jsonl", "./nowhere", "/nowhere/data.csv"])
@@ -129,12 +162,188 @@ def test_rows_below_one(tmp_path):
         load_sft_dataset(tmp_path / "a.jsonl", rows=0)
 
 
+def test_a_revision_is_the_hubs(tmp_path, monkeypatch):
+    write(tmp_path / "a.jsonl", [KENYA])
+    with pytest.raises(DataError, match="revision='v1' was given with the file a.jsonl"):
+        load_sft_dataset(tmp_path / "a.jsonl", revision="v1")
+    asked = hub(monkeypatch, [KENYA])
+    load_sft_dataset("owner/data", split="test", revision="v1")
+    assert asked == [("owner/data", {"split": "test", "revision": "v1"})]
+
+
+# --- Shapes of rows --------------------------------------------------------------------------
+
+
+def hub(monkeypatch, rows):
+    """A data set on a Hub of our own; what it was asked for is written down."""
+    asked = []
+
+    def load_dataset(name, **options):
+        asked.append((name, options))
+        return dataset(*rows)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    return asked
+
+
+SHARED = {
+    "conversations": [
+        {"from": "system", "value": "Be kind."},
+        {"from": "human", "value": "Hi"},
+        {"from": "gpt", "value": "Hello."},
+    ]
+}
+KIND = row("Be kind.", "Hi", "Hello.", roles=("system", "user", "assistant"))
+SHAPES = {
+    "messages": (KIND, KIND),
+    "texts": ({"prompt": "Hi", "completion": "Hello."}, row("Hi", "Hello.")),
+    "texts with system": ({"system": "Be kind.", "prompt": "Hi", "completion": "Hello."}, KIND),
+    "empty system": ({"system": "", "prompt": "Hi", "completion": "Hello."}, row("Hi", "Hello.")),
+    "no system": ({"system": None, "user": "Hi", "assistant": "Hello."}, row("Hi", "Hello.")),
+    "lists of turns": (
+        {"prompt": LONG["messages"][:3], "completion": LONG["messages"][3:], "id": 7},
+        LONG,
+    ),
+    "user and assistant": ({"user": "Hi", "assistant": "Hello."}, row("Hi", "Hello.")),
+    "ShareGPT": (SHARED, KIND),
+    "ShareGPT, other names": (
+        {
+            "conversations": [
+                {"from": "user", "value": "Hi", "weight": 0.0},
+                {"from": "chatgpt", "value": "Hello.", "weight": 1.0},
+                {"from": "human", "value": "Bye", "weight": None},
+                {"from": "assistant", "value": "So long.", "weight": None},
+            ]
+        },
+        row("Hi", "Hello.", "Bye", "So long."),
+    ),
+    "conversations of messages": ({"conversations": KIND["messages"]}, KIND),
+    "system beside messages": ({"system": "Be kind.", **row("Hi", "Hello.")}, KIND),
+    "the same system twice": ({"system": "Be kind.", **KIND}, KIND),
+}
+
+
+@pytest.mark.parametrize("source", [".jsonl", ".json", ".parquet", "hub"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_shape_from_anywhere(tmp_path, monkeypatch, shape, source):
+    given, expected = SHAPES[shape]
+    if source == "hub":
+        hub(monkeypatch, [given, given])
+        found = load_sft_dataset("owner/data")
+    else:
+        write(tmp_path / f"data{source}", [given, given])
+        found = load_sft_dataset(tmp_path / f"data{source}")
+    assert found.column_names == ["messages"]
+    assert found.to_list() == [expected, expected]
+
+
+def test_rows_of_a_file_may_differ_in_shape(tmp_path):
+    rows = [given for given, _ in SHAPES.values()]
+    write(tmp_path / "data.jsonl", rows)
+    expected = [row for _, row in SHAPES.values()]
+    assert load_sft_dataset(tmp_path / "data.jsonl").to_list() == expected
+    # A table has every column in every row, and nothing in the cells of the others.
+    rows = [KENYA, {"prompt": "Hi", "completion": "Hello."}, SHARED]
+    empty = dict.fromkeys(("messages", "prompt", "completion", "conversations"))
+    write(tmp_path / "data.parquet", [{**empty, **r} for r in rows])
+    found = load_sft_dataset(tmp_path / "data.parquet").to_list()
+    assert found == [KENYA, row("Hi", "Hello."), KIND]
+
+
+def test_a_sample_from_the_hub(monkeypatch):
+    rows = [row(f"Question {i}", f"Answer {i}") for i in range(50)]
+    hub(monkeypatch, [{**r, "id": i} for i, r in enumerate(rows)])
+    assert load_sft_dataset("owner/data", rows=3).to_list() == rows[:3]
+    sample = load_sft_dataset("owner/data", rows=3, seed=1).to_list()
+    assert sample != rows[:3]
+    assert all(r in rows for r in sample)
+
+
+@pytest.mark.parametrize(
+    ("given", "columns"),
+    [
+        ({"question": "Hi", "answer": "Hello."}, {"prompt": "question", "completion": "answer"}),
+        ({"question": "Hi", "completion": "Hello."}, {"prompt": "question"}),
+        ({"chat": row("Hi", "Hello.")["messages"]}, {"messages": "chat"}),
+        ({"chat": SHARED["conversations"][1:]}, {"conversations": "chat"}),
+        ({**KENYA, "prompt": "Hi", "completion": "Hello."}, {"prompt": "prompt"}),
+        ({**row("Hi", "Hello."), **SHARED}, {"messages": "messages"}),
+        ({"messages": 5, "a": "Hi", "b": "Hello."}, {"prompt": "a", "completion": "b"}),
+    ],
+)
+def test_columns_by_other_names(tmp_path, given, columns):
+    write(tmp_path / "data.jsonl", [given])
+    found = load_sft_dataset(tmp_path / "data.jsonl", columns=columns)
+    assert found.to_list() == [row("Hi", "Hello.")]
+
+
+def test_a_system_column_by_another_name(tmp_path):
+    (tmp_path / "data.csv").write_text("who,question,answer\nBe kind.,Hi,Hello.\n,Hi,Hello.\n")
+    columns = {"system": "who", "prompt": "question", "completion": "answer"}
+    found = load_sft_dataset(tmp_path / "data.csv", columns=columns)
+    assert found.to_list() == [KIND, row("Hi", "Hello.")]
+
+
+@pytest.mark.parametrize("source", ["data.jsonl", "owner/data"])
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        (
+            {"prompt": "qestion"},
+            "has no column 'qestion', which `columns` gives for 'prompt'; the nearest is "
+            "'question'. It has: answer, question.",
+        ),
+        ({"promt": "question"}, "'promt' is no name that is known here; the nearest is 'prompt'"),
+        ({"prompt": "answer", "completion": "answer"}, "to each a column of its own"),
+        ({"prompt": "question", "messages": "answer"}, "describes no row"),
+    ],
+)
+def test_columns_that_cannot_be(tmp_path, monkeypatch, source, columns, problem):
+    rows = [{"question": "Hi", "answer": "Hello."}]
+    write(tmp_path / "data.jsonl", rows)
+    hub(monkeypatch, rows)
+    with pytest.raises(DataError) as caught:
+        load_sft_dataset(tmp_path / source if "." in source else source, columns=columns)
+    assert problem in str(caught.value)
+    if "no column" in problem:
+        assert str(caught.value).startswith(source)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"text": "Hi"}, " is of no known shape; its columns: text. It needs"),
+        ({"prompt": "Hi", "id": 1}, " is of no known shape; its columns: prompt, id. It needs"),
+        (
+            {**KENYA, "prompt": "Hi", "completion": "Hello."},
+            " is of two shapes at once: messages and prompt + completion; its columns: messages, "
+            'prompt, completion. Say which counts, as in columns={"messages": "messages"}',
+        ),
+        ({"conversations": "Hi"}, ": `conversations` is 'Hi'. It must be a list of turns"),
+        ({"prompt": "Hi", "completion": ["Hello."]}, ", turn 1: 'Hello.' is not a turn"),
+        ({"prompt": 5, "completion": "Hello."}, ", turn 0: the content of the user is 5, of type"),
+        ({"conversations": [{"from": "bing", "value": "Hi"}]}, ", turn 0: unknown role 'bing'"),
+        ({"conversations": [{"from": ["x"], "value": "Hi"}]}, ", turn 0: unknown role ['x']"),
+        ({"system": "Be brief.", **KIND}, " has two system messages: 'Be brief.' in a column"),
+    ],
+)
+def test_rows_of_no_clear_shape(tmp_path, monkeypatch, given, problem):
+    write(tmp_path / "data.jsonl", [KENYA, given])
+    with pytest.raises(DataError) as caught:
+        load_sft_dataset(tmp_path / "data.jsonl")
+    assert str(caught.value).startswith(f"data.jsonl, row 1 (line 2){problem}")
+    hub(monkeypatch, [given])
+    with pytest.raises(DataError) as caught:
+        load_sft_dataset("owner/data")
+    assert str(caught.value).startswith(f"owner/data, row 0{problem}")
+
+
 # --- Checking --------------------------------------------------------------------------------
 
 
 def test_good_rows_pass(chat_tokenizer):
     tool = {"messages": [*KENYA["messages"][:1], turn("tool", "Nairobi"), turn("assistant", "OK")]}
-    check_rows(dataset(KENYA, LONG, tool), chat_tokenizer, max_length=66)
+    check_rows(dataset(KENYA, LONG, tool, KIND), chat_tokenizer, max_length=66)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +370,43 @@ def test_good_rows_pass(chat_tokenizer):
 def test_bad_rows(bad, problem):
     with pytest.raises(DataError, match=problem):
         check_rows([KENYA, bad])
+
+
+@pytest.mark.parametrize(
+    ("roles", "problem"),
+    [
+        ("assistant user assistant", ", turn 0: the first to speak is the assistant"),
+        ("system assistant", ", turn 1: the first to speak is the assistant"),
+        ("tool assistant", ", turn 0: the first to speak is the tool"),
+        ("user system assistant", ", turn 1: a system turn after the first place"),
+        ("system system user assistant", ", turn 1: a system turn after the first place"),
+        ("user user assistant", ", turn 1: two turns of the user in a row"),
+        ("user assistant assistant", ", turn 2: two turns of the assistant in a row"),
+        ("user assistant user", ", turn 2: the last turn is the user's, and its answer is missing"),
+        ("user assistant tool", ", turn 2: the last turn is the tool's"),
+        ("system user", " has no assistant turn, only system, user: nothing to learn"),
+        ("system", " has no assistant turn, only system"),
+        ("system user assistant user assistant", None),
+        ("user assistant tool tool assistant", None),
+    ],
+)
+def test_order_of_turns(roles, problem):
+    rows = [KENYA, row(*roles.upper().split(), roles=roles.split())]
+    if problem is None:
+        check_rows(rows)
+        return
+    with pytest.raises(DataError) as caught:
+        check_rows(rows)
+    assert str(caught.value).startswith(f"row 1{problem}")
+
+
+def test_a_row_that_the_chat_template_refuses(chat_tokenizer):
+    chat_tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    )
+    check_rows([KENYA], chat_tokenizer, max_length=99)
+    with pytest.raises(DataError, match="row 1 is refused by the chat template: no system here"):
+        check_rows([KENYA, KIND], chat_tokenizer, max_length=99)
 
 
 def test_long_values_are_shortened():
@@ -246,6 +492,15 @@ def test_plain_text():
         "   0    1 assistant It is Nairobi.\n"
         "1 of 1 rows"
     )
+
+
+def test_the_lines_of_a_content_stay_under_it_in_plain_text():
+    forged = row("Hi\n   1    0 user      Bye", "Hello.")
+    assert repr(display_dataset(dataset(forged))).split("\n")[1:4] == [
+        "   0    0 user      Hi",
+        "                       1    0 user      Bye",
+        "   0    1 assistant Hello.",
+    ]
 
 
 # --- Which tokens carry loss -----------------------------------------------------------------
@@ -358,3 +613,44 @@ def test_near_duplicates_are_those_of_all_pairs(threshold):
 def test_near_duplicates_threshold(threshold):
     with pytest.raises(ValueError, match=f"threshold={threshold}"):
         near_duplicates(dataset(KENYA), threshold)
+
+
+def test_exact_duplicates():
+    shouted = row("WHAT is the capital of Kenya?", "It is Nairobi.")
+    data = dataset(KENYA, PERU, shouted, KENYA, PERU, KENYA)
+    assert exact_duplicates(data) == [(3, 0), (4, 1), (5, 0)]
+    assert exact_duplicates(dataset(KENYA, PERU, LONG)) == []
+    # The same words in other turns are another row.
+    assert exact_duplicates(dataset(row("a", "b"), row("a b", "b"), row("b", "a"))) == []
+
+
+def test_leaked():
+    questions = [
+        Question("which animal is the LARGEST"),
+        "What  is the capital\nof Kenya?!",
+        "What is the capital of Chad?",
+        "Hi",
+        Question("Hello."),  # an answer of a row, not a question
+    ]
+    assert leaked(dataset(KENYA, PERU, LONG), questions) == [
+        (0, "What  is the capital\nof Kenya?!"),
+        (2, "Hi"),
+        (2, "which animal is the LARGEST"),
+    ]
+    assert leaked(dataset(PERU), questions) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "same"),
+    [
+        ("What is 1+1-1?", "What is 1-1+1?", False),
+        ("What is 1+1-1?", "what is 1+1-1", True),
+        ("\uff37\uff48\uff4f?", "Who", True),
+        ("Who\u200b is it", "who is it?", True),
+        ("STRASSE", "stra\u00dfe", True),
+        ("???", "!!!", False),
+        ("???", "???", True),
+    ],
+)
+def test_what_counts_as_the_same_words(text, question, same):
+    assert leaked(dataset(row(text, "Yes.")), [question]) == ([(0, question)] if same else [])

@@ -1,4 +1,4 @@
-"""Chapters 01 to 08 with a reader's own profile: other models, other data, nothing of the Atlas.
+"""Chapters 01 to 10 with a reader's own profile: other models, other data, nothing of the Atlas.
 
 Random Qwen3 models with the real Qwen3 chat template play base and reference, as on the Hub: the
 base calls another token its end than its template does, and the template has no generation
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 RUNNER = Path(__file__).with_name("page_runner.py")
 PAGES = (
     "01-setup", "02-helpers", "03-baseline", "04-sft-reference",
-    "05-data", "06-config", "07-training", "08-evaluation",
+    "05-data", "06-config", "07-training", "08-evaluation", "09-replication", "10-cost",
 )  # fmt: skip
 
 # The first ids, then the markup that the real tokenizers have.
