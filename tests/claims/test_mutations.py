@@ -77,6 +77,7 @@ EXPECTED: dict[str, set[str]] = {
     },
     "trainee-loaded-once": {
         "sft-answers",  # "before" is the trained model
+        "sft-beats-prompting",  # so it is the trained model that is prompted
         "sft-forgets",  # the same
     },
     # --- the rows
