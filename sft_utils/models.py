@@ -5,13 +5,15 @@ Explained in chapter 02.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_utils.environment import best_device, hub_reachable
+from sft_utils.environment import best_device, hub_offline, hub_reachable, hub_remedy
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,11 @@ _PROBE = "Zyzzyva"
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
 
 _PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+# What is downloaded of a model: what lies at the top, in one format. The small files alone tell all
+# but the weights.
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+_OTHER_FILES = ["*/*", "consolidated*"]
 
 _WAYS_OUT = """Ways out:
   - connect to the network and run this again;
@@ -82,6 +89,8 @@ def load_model_and_tokenizer(
     device: str | torch.device | None = None,
     chat_template: str | Path | None = None,
     fallback_chat_template: str | Path | None = None,
+    chat_template_from: str | Path | None = None,
+    stop_tokens: Sequence[str] = (),
     revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer. Explained in chapter 02.
@@ -89,7 +98,10 @@ def load_model_and_tokenizer(
     ``source`` is a checkpoint of the Atlas (``"atlas-base"``), a local folder, or a Hub name.
     ``device`` defaults to the GPU if there is one. ``chat_template`` is the path of a ``.jinja``
     file, or the name of one in ``sft_utils/templates``, and replaces the tokenizer's own;
-    ``fallback_chat_template`` is used only if the tokenizer has none, as base models often do.
+    ``fallback_chat_template`` is used only if the tokenizer has none, as base models often do; so
+    is ``chat_template_from``, the name or folder of a model whose template is taken. Each of
+    ``stop_tokens`` joins what `end_token_ids` finds. ``revision`` is a branch, tag or commit of
+    the model on the Hub.
 
     ``dtype`` is float32 unless you ask otherwise. Left alone, the weights would arrive in the
     checkpoint's type, usually bfloat16, which keeps 8 significant bits: a fine-tuning step is so
@@ -97,6 +109,8 @@ def load_model_and_tokenizer(
 
     Weights are read from safetensors files only, and code from a model's repository is never run.
     Every weight must find its place: a checkpoint that lacks one, or has one too many, is an error.
+    A model of the Hub is downloaded whole, all files of one commit (see `resolved_commit`), and
+    each is compared with the sum that the Hub keeps of it; after that the cache is enough.
 
     Raises `ModelLoadError` and says what to do about it.
     """
@@ -109,45 +123,50 @@ def load_model_and_tokenizer(
     resolved = resolve(source)
     local = Path(resolved).is_dir()
     if local:
-        _check_folder(Path(resolved))
-        options: dict[str, Any] = {"local_files_only": True}
+        _check_folder(Path(resolved), revision)
+        commit = None
     else:
-        # Without this question first, every file is asked for six times over half a minute.
-        options = {"local_files_only": not hub_reachable(), "revision": revision}
+        commit = _fetch(resolved, revision).name
         # Otherwise a repository without safetensors is converted by a service on the Hub.
         os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    options |= {"trust_remote_code": False}
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if commit is not None:
+        options["revision"] = commit
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolved, **options)
-        auto: Any = AutoModelForCausalLM  # typed as if it always returned a lone model
-        model, report = auto.from_pretrained(
-            resolved,
-            dtype=torch_dtype,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # so that the report lists them; they raise below
-            output_loading_info=True,
-            **options,
-        )
+        with hub_offline(commit is not None):  # all that is needed is there
+            tokenizer = AutoTokenizer.from_pretrained(resolved, **options)
+            auto: Any = AutoModelForCausalLM  # typed as if it always returned a lone model
+            model, report = auto.from_pretrained(
+                resolved,
+                dtype=torch_dtype,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # so that the report lists them; they raise below
+                output_loading_info=True,
+                **options,
+            )
     except Exception as error:
-        raise _load_error(str(source), local, options["local_files_only"], error) from error
+        raise _load_error(str(source), True, True, error, commit) from error
 
+    if commit is not None:
+        model.config._commit_hash = commit  # is not saved with the config
     _check_weights(str(source), report)
     _check_vocabulary(str(source), model, tokenizer)
-    if chat_template is None and not tokenizer.chat_template:
-        chat_template = fallback_chat_template
-    if chat_template is not None:
-        tokenizer.chat_template = _read_template(chat_template)
-        if _end_of_turn_id(tokenizer) is None:
-            warnings.warn(
-                f"The chat template {str(chat_template)!r} does not end an assistant's turn with "
-                f"a token that the tokenizer of {str(source)!r} knows as one token, so the model "
-                "cannot learn to stop there.",
-                stacklevel=2,
-            )
+    _set_template(str(source), tokenizer, chat_template, fallback_chat_template, chat_template_from)
     if tokenizer.pad_token_id is None:
         _choose_pad_token(str(source), model, tokenizer)
+    if stop_tokens:
+        _add_stop_tokens(str(source), model, tokenizer, stop_tokens)
     return model.to(device or best_device()), tokenizer
+
+
+def resolved_commit(model: PreTrainedModel) -> str | None:
+    """Return the commit on the Hub that `load_model_and_tokenizer` took the model from.
+
+    None if it came from a folder. A branch moves, a commit never changes: put it into a profile
+    as the ``revision`` of the model to get the same files again. Explained in chapter 01.
+    """
+    return getattr(model.config, "_commit_hash", None)
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -216,8 +235,135 @@ def _read_template(chat_template: str | Path) -> str:
     )
 
 
-def _check_folder(folder: Path) -> None:
+def _set_template(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str | Path | None,
+    fallback: str | Path | None,
+    chat_template_from: str | Path | None,
+) -> str | Path | None:
+    """Give the tokenizer its template; return where it is from, None if it is its own."""
+    if chat_template is not None:
+        origin, text = chat_template, _read_template(chat_template)
+    elif tokenizer.chat_template:
+        return None
+    elif fallback is not None:
+        origin, text = fallback, _read_template(fallback)
+    elif chat_template_from is not None:
+        origin, text = chat_template_from, _template_of(chat_template_from)
+    else:
+        return None
+    tokenizer.chat_template = text
+    if _end_of_turn_id(tokenizer) is None:
+        warnings.warn(
+            f"The chat template {str(origin)!r} does not end an assistant's turn with "
+            f"a token that the tokenizer of {source!r} knows as one token, so the model "
+            "cannot learn to stop there.",
+            stacklevel=3,
+        )
+    return origin
+
+
+def _template_of(source: str | Path) -> str:
+    """The chat template of another model, of which nothing but the tokenizer is read."""
+    from transformers import AutoTokenizer
+
+    resolved = resolve(source)
+    options = {}
+    if not Path(resolved).is_dir():
+        options["revision"] = _fetch(resolved, None, weights=False).name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolved, local_files_only=True, trust_remote_code=False, **options
+        )
+    except Exception as error:
+        raise _load_error(str(source), True, True, error, options.get("revision")) from error
+    if not tokenizer.chat_template:
+        raise ModelLoadError(
+            f"The chat template is to be taken from {str(source)!r}, which has none. Name a model "
+            "that was fine-tuned for chat."
+        )
+    return tokenizer.get_chat_template()
+
+
+def _fetch(source: str, revision: str | None, weights: bool = True) -> Path:
+    """Download what the cache lacks of a model, and return its folder, named by the commit.
+
+    Left to themselves, the libraries take a file that they cannot get for one that is not there
+    (the chat template, say), and a file of a newer commit together with older ones.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    offline = not hub_reachable()  # else its silence would be waited for, file by file
+    before = set(_cache_folder(source).glob("snapshots/*/*"))
+    try:
+        folder = Path(
+            snapshot_download(
+                source,
+                revision=revision,
+                allow_patterns=[*_SMALL_FILES, *(["*.safetensors"] if weights else [])],
+                ignore_patterns=_OTHER_FILES,
+                local_files_only=offline,
+            )
+        )
+        new = [path for path in folder.iterdir() if path.is_file() and path not in before]
+        damaged = _damaged(source, folder.name, new) if new and not offline else []
+    except Exception as error:
+        raise _load_error(source, False, offline, error) from error
+    if damaged:
+        for path in damaged:
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+        names = ", ".join(path.name for path in damaged)
+        raise ModelLoadError(
+            f"Cannot load the model {source!r}: {names} arrived damaged, for the sum is another "
+            f"than {constants.ENDPOINT} lists for commit {folder.name}. The copy was deleted; run "
+            "this again to download it anew."
+        )
+    if weights and not any(folder.glob("*.safetensors")):
+        if offline:
+            raise _load_error(source, False, True, FileNotFoundError(f"no weights in {folder}"))
+        raise ModelLoadError(
+            f"The model {source!r} offers no weights as safetensors at commit {folder.name}. Other "
+            "formats can run any code that they contain, so they are not read. Name a revision or "
+            "a copy that has model.safetensors."
+        )
+    return folder
+
+
+def _cache_folder(source: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, "models--" + source.replace("/", "--"))
+
+
+def _damaged(source: str, commit: str, files: Sequence[Path]) -> list[Path]:
+    """Those of a model's files whose sum is not the one that the Hub lists."""
+    from huggingface_hub import HfApi
+
+    listed = {entry.path: entry for entry in HfApi().list_repo_tree(source, revision=commit)}
+    found = []
+    for path in files:
+        entry: Any = listed[path.name]
+        if entry.lfs is not None:
+            digest, expected = hashlib.sha256(), entry.lfs.sha256
+        else:  # as git counts it
+            digest, expected = hashlib.sha1(b"blob %d\0" % path.stat().st_size), entry.blob_id
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        if digest.hexdigest() != expected:
+            found.append(path)
+    return found
+
+
+def _check_folder(folder: Path, revision: str | None = None) -> None:
     """Raise if a local folder cannot be a whole, safe checkpoint."""
+    if revision is not None:
+        raise ModelLoadError(
+            f"The folder {folder} has no revision {revision!r}: only models on the Hub do. Leave "
+            "it out, or give the model's name on the Hub."
+        )
     if not (folder / "config.json").is_file():
         raise ModelLoadError(
             f"The folder {folder} holds no config.json, so it is not a saved model. "
@@ -243,8 +389,17 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _load_error(source: str, local: bool, offline: bool, error: Exception) -> ModelLoadError:
+def _load_error(
+    source: str, local: bool, offline: bool, error: Exception, commit: str | None = None
+) -> ModelLoadError:
     reason = f"{type(error).__name__}: {str(error).strip()}"
+    if local and commit is not None:
+        return ModelLoadError(
+            f"Cannot load the model {source!r} from its copy at commit {commit}. A file in it is "
+            "damaged, missing, or of a kind that transformers does not know without the model's "
+            f"own code, which is never run. To download it anew, delete {_cache_folder(source)}."
+            f"\n{reason}"
+        )
     if local:
         return ModelLoadError(
             f"Cannot load the model in {source!r}. A file in it is damaged, incomplete or of a "
@@ -258,6 +413,8 @@ def _load_error(source: str, local: bool, offline: bool, error: Exception) -> Mo
             f"cache ({constants.HF_HUB_CACHE}), and {constants.ENDPOINT} cannot be reached.\n"
             f"{_WAYS_OUT}\n{reason}"
         )
+    if remedy := hub_remedy(error, source):
+        return ModelLoadError(f"Cannot load the model {source!r}: {remedy}\n{reason}")
     return ModelLoadError(
         f"Cannot load the model {source!r} from the Hub. Check its name and, if it is gated, "
         "accept its terms and log in with `hf auth login`; it must offer safetensors weights and "
@@ -293,6 +450,20 @@ def _check_vocabulary(source: str, model: Any, tokenizer: Any) -> None:
             f"{rows} embeddings. They belong to different models, or tokens were added without "
             "`model.resize_token_embeddings(len(tokenizer))`."
         )
+
+
+def _add_stop_tokens(source: str, model: Any, tokenizer: Any, stop_tokens: Sequence[str]) -> None:
+    """Note them in the model's generation config, where `end_token_ids` looks."""
+    found = set(end_token_ids(model, tokenizer))
+    for text in stop_tokens:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise ModelLoadError(
+                f"The stop token {text!r} is {len(ids)} tokens of {source!r}, and an answer can "
+                "end at a single token only. Name a token of its vocabulary, or leave it out."
+            )
+        found.update(ids)
+    model.generation_config.eos_token_id = sorted(found)
 
 
 def _choose_pad_token(source: str, model: Any, tokenizer: Any) -> None:

@@ -15,12 +15,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .data import check_rows, load_sft_dataset
+from .data import DataError, check_rows, load_sft_dataset
 from .models import load_model_and_tokenizer
-from .profiles import Profile
+from .profiles import Profile, ProfileError, sft_arguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTConfig, SFTTrainer
 
@@ -36,28 +37,88 @@ def has_dev_questions(profile: Profile) -> bool:
     return profile.data.source == "atlas-sft-data"
 
 
-def load_trainee(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model that chapter 07 trains, in float32, and its tokenizer with a chat template."""
+def load_part(profile: Profile, part: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a profile that plays a part, in float32, and its tokenizer.
+
+    ``part`` is ``"base"``, ``"reference"``, ``"trainee"`` or ``"control"``. Revision, chat
+    template and stop tokens are those of the profile. Chapter 02 explains what loading does.
+
+    Raises `ProfileError` if nothing plays the part, and `ModelLoadError`.
+    """
+    source = getattr(profile.models, part)
+    if source is None:
+        raise ProfileError(
+            f"The profile {profile.name} names no {part}. Write {part} = ... in its table [models]."
+        )
     return load_model_and_tokenizer(
-        profile.models.trainee, fallback_chat_template=profile.prompt.chat_template
+        source,
+        fallback_chat_template=profile.prompt.chat_template,
+        chat_template_from=profile.prompt.chat_template_from,
+        stop_tokens=profile.prompt.stop_tokens,
+        revision=getattr(profile.models, f"{part}_revision", None),
     )
 
 
+def load_trainee(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that chapter 07 trains, in float32, and its tokenizer with a chat template."""
+    return load_part(profile, "trainee")
+
+
 def load_rows(profile: Profile) -> tuple[Dataset, Dataset]:
-    """The rows to train on and the validation rows, split by a fixed seed."""
+    """The rows to train on and the validation rows, split by a fixed seed.
+
+    Rows that ask a question which the profile holds out are in neither. Raises `DataError`.
+    """
     from .environment import CPU_MODE
 
-    rows = profile.data.rows if CPU_MODE else None
-    dataset = load_sft_dataset(profile.data.source, split=profile.data.split, rows=rows)
+    data = profile.data
+    rows = data.rows if CPU_MODE else None
+    dataset = load_sft_dataset(
+        data.source,
+        split=data.split,
+        rows=None if profile.held_out else rows,
+        revision=data.revision,
+        columns=data.columns,
+    )
+    if profile.held_out:
+        held = {question.text for question in profile.questions}
+        kept = [
+            number
+            for number, messages in enumerate(dataset["messages"])
+            if not any(turn["role"] == "user" and turn["content"] in held for turn in messages)
+        ]
+        dataset = dataset.select(kept[:rows])
+    if len(dataset) < 2:
+        raise DataError(
+            f"{data.source!r} leaves {len(dataset)} rows, and two are the least: one to train on "
+            "and one for validation. Add rows, or hold out fewer questions."
+        )
     parts = dataset.train_test_split(test_size=VALIDATION_SHARE, seed=SEED)
     return parts["train"], parts["test"]
+
+
+def lora_config(profile: Profile) -> LoraConfig | None:
+    """The adapter that is trained in place of the model's own weights, or None. Chapter 06."""
+    if profile.lora is None:
+        return None
+    from peft import LoraConfig
+
+    targets = profile.lora.target_modules
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=profile.lora.r,
+        lora_alpha=profile.lora.lora_alpha,
+        lora_dropout=profile.lora.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
 
 
 def make_config(profile: Profile, output_dir: str | None = None, **changes: Any) -> SFTConfig:
     """The configuration of chapter 06, every argument that matters by name.
 
-    ``changes`` replace or add arguments of `SFTConfig`. Checkpoints go to ``output_dir``, or to a
-    temporary folder that lives as long as this process.
+    The profile's ``[sft.arguments]`` replace or add arguments of `SFTConfig`, and ``changes`` do
+    so after them. Checkpoints go to ``output_dir``, or to a temporary folder that lives as long
+    as this process. Raises `ProfileError` for an argument that `SFTConfig` does not know.
     """
     from trl import SFTConfig
 
@@ -101,7 +162,8 @@ def make_config(profile: Profile, output_dir: str | None = None, **changes: Any)
         "disable_tqdm": True,
         "seed": SEED,
     }
-    return SFTConfig(output_dir=output_dir or scratch_folder(), **arguments | changes)
+    arguments |= sft_arguments(profile) | changes
+    return SFTConfig(output_dir=output_dir or scratch_folder(), **arguments)
 
 
 def scratch_folder() -> str:
@@ -125,6 +187,7 @@ def walkthrough_trainer(profile: Profile) -> SFTTrainer:
         eval_dataset=validation_rows,
         processing_class=tokenizer,
         callbacks=dev_callbacks(profile, tokenizer),
+        peft_config=lora_config(profile),
     )
     silence(trainer)
     return trainer

@@ -1,10 +1,18 @@
 """Profiles: the shipped ones are whole, and a badly written one is refused by name."""
 
 import dataclasses
+import json
 
 import pytest
 
-from sft_utils.profiles import PROFILE_FILES, ProfileError, Question, load_profile
+from sft_utils.profiles import (
+    PROFILE_FILES,
+    Lora,
+    ProfileError,
+    Question,
+    load_profile,
+    sft_arguments,
+)
 
 MINIMAL = """
 [models]
@@ -39,12 +47,13 @@ def test_the_default_is_the_atlas(monkeypatch):
     monkeypatch.delenv("SFT_PROFILE", raising=False)
     atlas = load_profile()
     assert atlas.name == "atlas"
-    assert dataclasses.astuple(atlas.models) == (
+    assert dataclasses.astuple(atlas.models)[:4] == (
         "atlas-base",
         "atlas-sft",
         "atlas-small",
         "atlas-base-1form",
     )
+    assert set(dataclasses.astuple(atlas.models)[4:]) == {None}
     assert atlas.data.source == "atlas-sft-data"
     assert len(atlas.questions) == 10
     assert all(question.answer for question in atlas.questions)
@@ -55,7 +64,7 @@ def test_the_default_is_the_atlas(monkeypatch):
 def test_the_hub_by_the_environment(monkeypatch):
     monkeypatch.setenv("SFT_PROFILE", "hub")
     hub = load_profile()
-    assert dataclasses.astuple(hub.models) == (
+    assert dataclasses.astuple(hub.models)[:4] == (
         "Qwen/Qwen3-0.6B-Base",
         "banghua/Qwen3-0.6B-SFT",
         "HuggingFaceTB/SmolLM2-135M",
@@ -84,17 +93,19 @@ def test_settings_are_arguments_of_todays_sftconfig(path):
     from trl import SFTConfig
 
     known = {f.name for f in dataclasses.fields(SFTConfig)}
-    assert set(dataclasses.asdict(load_profile(path.stem).sft)) <= known
+    assert set(dataclasses.asdict(load_profile(path.stem).sft)) - {"arguments"} <= known
 
 
 def test_a_profile_of_ones_own(profile):
     mine = profile(MINIMAL)
     assert mine.name == "mine"
-    assert mine.models.control is None
+    assert mine.models.control is mine.lora is None
     assert (mine.data.split, mine.data.rows) == ("train", None)
     assert type(mine.sft.learning_rate) is float
     assert mine.prompt.template_kwargs == {}
     assert mine.questions == (Question("Who?", "I"),)
+    assert mine.held_out == 0
+    assert (mine.sft.arguments, mine.scoring.scorers) == ({}, ())
     with pytest.raises(dataclasses.FrozenInstanceError):
         mine.name = "yours"
 
@@ -136,7 +147,33 @@ def test_unknown_profile(name):
         ("num_train_epochs = 2", "num_train_epochs = 2\nlogging_steps = 1.5", "of type int"),
         ("[models]", "extra = 1\n[models]", "mine.toml: unknown extra"),
         ("[models]", "[models", "not valid TOML"),
-        ("[[questions]]", "[questions]", "questions must be a list of tables"),
+        ("[[questions]]", "[questions]", r"questions: unknown text\. Known: held_out\."),
+        ("learning_rate = 1", "learning_rte = 1", r"sft: unknown learning_rte\. Did you mean lear"),
+        ("[[questions]]", "[lorra]\nr = 8\n[[questions]]", r"unknown lorra\. Did you mean lora\?"),
+        ("[[questions]]", "[lora]\nr = 8\n[[questions]]", "lora: lora_alpha is missing"),
+        ("[models]", "held_out = 3\n[models]", "mine.toml: unknown held_out"),
+        (
+            "[[questions]]",
+            "[scoring]\nscorers = 'a'\n[[questions]]",
+            "scorers must be a list of val",
+        ),
+        (
+            "[[questions]]",
+            "[prompt]\nstop_tokens = [1]\n[[questions]]",
+            r"stop_tokens\[0\] must be",
+        ),
+        ("[sft]", "columns = {a = 1}\n[sft]", "data: columns: a must be of type str, not 1"),
+        ("[sft]", "columns = {promt = 'q'}\n[sft]", r"unknown promt\. Did you mean prompt\?"),
+        (
+            "[[questions]]",
+            "[sft.arguments]\nmax_length = 5\n[[questions]]",
+            "max_length in .sft. it",
+        ),
+        (
+            "[[questions]]",
+            "[sft.arguments]\noutput_dir = 'a'\n[[questions]]",
+            "output_dir is chosen",
+        ),
         ('text = "Who?"', "", r"questions\[0\]: text is missing"),
         ('[data]\nsource = "mine.jsonl"', "", "data is missing"),
         ('[data]\nsource = "mine.jsonl"', "[data]\nsource = 'a'\nrows = '5'", "rows must be of"),
@@ -152,3 +189,178 @@ def test_no_questions(profile):
     text = "questions = []\n" + MINIMAL.partition("[[questions]]")[0]
     with pytest.raises(ProfileError, match="`questions` is empty"):
         profile(text)
+
+
+def test_a_reference_is_optional_and_its_revision_needs_it(profile):
+    without = MINIMAL.replace('reference = "my/reference"\n', "")
+    assert profile(without).models.reference is None
+    with pytest.raises(ProfileError, match="reference_revision is set and reference is not"):
+        profile(without.replace("[data]", 'reference_revision = "v1"\n[data]'))
+    named = profile(MINIMAL.replace("[data]", 'base_revision = "v1"\n[data]'))
+    assert named.models.base_revision == "v1"
+
+
+def test_every_table_as_it_is_written(profile):
+    text = MINIMAL.replace("[sft]", 'revision = "v2"\ncolumns = { prompt = "q" }\n[sft]')
+    mine = profile(
+        text
+        + """
+        [prompt]
+        chat_template_from = "my/chat"
+        stop_tokens = ["<|eot|>", "\\n"]
+        [lora]
+        r = 8
+        lora_alpha = 16
+        target_modules = ["q_proj", "v_proj"]
+        [scoring]
+        scorers = ["exact"]
+        """
+    )
+    assert (mine.data.revision, mine.data.columns) == ("v2", {"prompt": "q"})
+    assert mine.prompt.chat_template_from == "my/chat"
+    assert mine.prompt.stop_tokens == ("<|eot|>", "\n")
+    assert mine.lora == Lora(r=8, lora_alpha=16, target_modules=("q_proj", "v_proj"))
+    assert mine.scoring.scorers == ("exact",)
+    assert profile(MINIMAL + "[lora]\nr = 1\nlora_alpha = 2").lora.target_modules == "all-linear"
+
+
+def test_two_templates_are_one_too_many(profile):
+    with pytest.raises(ProfileError, match="chat_template and chat_template_from are both set"):
+        profile(MINIMAL + '[prompt]\nchat_template = "chatml.jinja"\nchat_template_from = "a/b"')
+
+
+def test_what_lies_beside_the_profile_is_found_from_anywhere(profile, tmp_path, monkeypatch):
+    (tmp_path / "mine.jsonl").write_text("")
+    (tmp_path / "my" / "base").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    profile(MINIMAL)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    mine = load_profile(tmp_path / "mine.toml")
+    assert mine.data.source == str(tmp_path / "mine.jsonl")
+    assert mine.models.base == str(tmp_path / "my" / "base")
+    assert mine.models.trainee == "my/trainee"  # no such folder: a name on the Hub
+
+
+# --- Further arguments of SFTConfig ------------------------------------------------------------
+
+
+def test_further_arguments_are_checked_against_sftconfig(profile):
+    mine = profile(MINIMAL + "[sft.arguments]\nweight_decay = 1\noptim = 'sgd'\npacking = true")
+    assert sft_arguments(mine) == {"weight_decay": 1.0, "optim": "sgd", "packing": True}
+    assert type(sft_arguments(mine)["weight_decay"]) is float
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (
+            "wait_decay = 1",
+            r"mine\.toml: sft: arguments: unknown wait_decay\. Did you mean weight_d",
+        ),
+        ("zzz = 1", r"sft: arguments: unknown zzz\.$"),
+        ("packing = 1", "arguments: packing must be of type bool, not 1"),
+        ("label_names = [1]", r"label_names\[0\] must be of type str, not 1"),
+        ("fsdp_config = 3", "fsdp_config must be of type str, not 3"),
+    ],
+)
+def test_an_argument_that_sftconfig_does_not_take(profile, line, problem):
+    mine = profile(MINIMAL + f"[sft.arguments]\n{line}")
+    with pytest.raises(ProfileError, match=problem):
+        sft_arguments(mine)
+
+
+# --- Questions from elsewhere ------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_questions(profile, tmp_path):
+    """Returns a function that loads a profile whose questions are what the text says."""
+
+    def load(text, **files):
+        for name, content in files.items():
+            (tmp_path / name.replace("_", ".")).write_text(content)
+        return profile(f"{text}\n" + MINIMAL.partition("[[questions]]")[0])
+
+    return load
+
+
+def test_questions_of_a_file(with_questions):
+    expected = (Question("Who?", "I, me", "Be brief."), Question("What?"))
+    lines = '{"text": "Who?", "answer": "I, me", "system": "Be brief."}\n\n{"text": "What?"}\n'
+    assert with_questions("questions = 'q.jsonl'", q_jsonl=lines).questions == expected
+    table = 'text,answer,system\nWho?,"I, me",Be brief.\nWhat?,,\n'
+    assert with_questions("questions = 'q.csv'", q_csv=table).questions == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        (
+            '{"text": "a"}\n{"txt": "b"}',
+            r"q\.jsonl, row 1 \(line 2\): unknown txt\. Did you mean text",
+        ),
+        ('{"text": "a"}\n\n{"answer": "b"}', r"row 1 \(line 3\): text is missing"),
+        ('{"text": 5}', r"row 0 \(line 1\): text must be of type str, not 5"),
+        ("[1]", r"row 0 \(line 1\) must be a table, not \[1\]"),
+        ("{", r"mine\.toml: questions: q\.jsonl, row 0 \(line 1\): .* is not valid JSON"),
+        ("", "`questions` is empty"),
+    ],
+)
+def test_a_bad_file_of_questions(with_questions, lines, problem):
+    with pytest.raises(ProfileError, match=problem):
+        with_questions("questions = 'q.jsonl'", q_jsonl=lines)
+
+
+def test_a_file_of_questions_that_is_not_there(with_questions):
+    with pytest.raises(ProfileError, match=r"mine\.toml: questions: there is no file 'q\.csv'"):
+        with_questions("questions = 'q.csv'")
+
+
+def conversation(number, *, system=None):
+    turns = [{"role": "system", "content": system}] if system else []
+    return turns + [
+        {"role": "user", "content": f"Number {number}?"},
+        {"role": "assistant", "content": f"It is {number}."},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+
+
+def rows(count):
+    found = [conversation(i, system="Be brief." if i % 2 else None) for i in range(count)]
+    return "".join(json.dumps({"messages": messages}) + "\n" for messages in [*found, found[0]])
+
+
+HELD_OUT = "questions = { held_out = 4 }"
+
+
+def test_questions_drawn_from_the_data(with_questions):
+    mine = with_questions(HELD_OUT, mine_jsonl=rows(12))
+    assert (mine.held_out, len(set(mine.questions))) == (4, 4)
+    for question in mine.questions:
+        number = int(question.text.removeprefix("Number ").removesuffix("?"))
+        assert question.answer == f"It is {number}."
+        assert question.system == ("Be brief." if number % 2 else None)
+    assert with_questions(HELD_OUT) == mine
+
+
+@pytest.mark.parametrize(
+    ("count", "problem"),
+    [
+        ("12", r"mine\.toml: questions: held_out is 12, and the data set has 12 different quest"),
+        ("0", r"mine\.toml: questions: held_out is 0\. Hold out one row"),
+        ("'4'", "questions: held_out must be of type int, not '4'"),
+    ],
+)
+def test_as_many_as_cannot_be_held_out(with_questions, count, problem):
+    with pytest.raises(ProfileError, match=problem):
+        with_questions(f"questions = {{ held_out = {count} }}", mine_jsonl=rows(12))
+
+
+def test_a_row_without_an_answered_question_gives_none(with_questions):
+    called = [{"role": role, "content": role} for role in ("user", "tool", "assistant")]
+    lines = json.dumps({"messages": called}) + "\n" + rows(2)
+    mine = with_questions("questions = { held_out = 1 }", mine_jsonl=lines)
+    assert mine.questions[0].text in ("Number 0?", "Number 1?")
+    with pytest.raises(ProfileError, match="has 2 different questions"):
+        with_questions("questions = { held_out = 2 }")

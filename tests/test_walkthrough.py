@@ -11,9 +11,11 @@ import pytest
 from conftest import make_model, make_tokenizer
 
 from sft_utils import atlas, walkthrough
+from sft_utils.comparison import ask_questions
 from sft_utils.data import DataError
-from sft_utils.profiles import load_profile
-from sft_utils.runs import fingerprint
+from sft_utils.models import ModelLoadError, end_token_ids
+from sft_utils.profiles import ProfileError, load_profile
+from sft_utils.runs import fingerprint, train
 from sft_utils.scoring import SCORES
 
 PAGE = Path(__file__).parents[1] / "book" / "07-training.md"
@@ -78,9 +80,13 @@ def profile_file(tmp_path, folder, monkeypatch):
     data = write_rows(tmp_path / "rows.jsonl")
     monkeypatch.setattr(atlas, "sft_data_path", lambda: data)
 
-    def write(source=str(data), cut=""):
+    def write(source=str(data), cut="", more="", **replaced):
         path = tmp_path / "tiny.toml"
-        path.write_text(PROFILE.format(folder=folder, source=source, cut=cut))
+        text = PROFILE.format(folder=folder, source=source, cut=cut)
+        for old, new in replaced.items():
+            assert f"[{old}]" in text
+            text = text.replace(f"[{old}]", f"[{old}]\n{new}")
+        path.write_text(f"{text}\n{more}")
         return path
 
     return write
@@ -236,6 +242,184 @@ def test_a_row_with_a_special_token_stops_the_trainer(tmp_path, profile_file):
     write_rows(tmp_path / "rows.jsonl", rows=0, extra=[forged] * 30)
     with pytest.raises(DataError, match=r"special token"):
         walkthrough.walkthrough_trainer(load_profile(profile_file()))
+
+
+def user_texts(part):
+    return {turn["content"] for row in part for turn in row["messages"] if turn["role"] == "user"}
+
+
+@pytest.mark.parametrize("cut", ["", "rows = 9"])
+def test_what_is_held_out_is_in_no_row(tmp_path, profile_file, cut, monkeypatch):
+    from sft_utils import environment
+
+    monkeypatch.setattr(environment, "best_device", lambda: "cpu")
+    asked_later = [
+        {"role": role, "content": text}
+        for text in ("Number 3?", "Number 4?", "Number 5?", "Number 6?")
+        for role in ("user", "assistant")
+    ]
+    write_rows(tmp_path / "rows.jsonl", extra=[{"messages": asked_later}])
+    path = profile_file(cut=cut)
+    head = path.read_text().partition("[[questions]]")[0]
+    path.write_text("questions = { held_out = 12 }\n" + head)
+    profile = load_profile(path)
+    texts = {question.text for question in profile.questions}
+    assert len(texts) == 12
+    assert texts & user_texts([{"messages": asked_later}])  # or the row proves nothing
+    parts = walkthrough.load_rows(profile)
+    assert sum(map(len, parts)) == (9 if cut else ROWS - 12)
+    assert not texts & (user_texts(parts[0]) | user_texts(parts[1]))
+
+
+def test_too_few_rows_are_refused(tmp_path, profile_file):
+    write_rows(tmp_path / "rows.jsonl", rows=1)
+    with pytest.raises(DataError, match=r"rows\.jsonl' leaves 1 rows, and two are the least"):
+        walkthrough.load_rows(load_profile(profile_file()))
+
+
+def test_columns_of_the_data_are_named_by_the_profile(tmp_path, profile_file):
+    lines = [{"frage": f"Number {i}?", "antwort": f"It is {i}."} for i in range(10)]
+    path = tmp_path / "other.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    columns = 'columns = { prompt = "frage", completion = "antwort" }'
+    train_rows, _ = walkthrough.load_rows(load_profile(profile_file(str(path), columns)))
+    assert {len(row["messages"]) for row in train_rows} == {2}
+    assert user_texts(train_rows) < {f"Number {i}?" for i in range(10)}
+
+
+# --- The parts of a profile --------------------------------------------------------------------
+
+
+def test_a_part_that_nothing_plays_is_named(profile_file):
+    path = profile_file()
+    path.write_text(re.sub("reference = .*", "", path.read_text()))
+    with pytest.raises(ProfileError, match=r"tiny names no reference\. Write reference = \.\.\."):
+        walkthrough.load_part(load_profile(path), "reference")
+
+
+def test_the_template_of_another_model(tmp_path, folder, profile_file):
+    other = make_tokenizer()
+    other.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    make_model("llama").save_pretrained(tmp_path / "chat")
+    other.save_pretrained(tmp_path / "chat")
+    path = profile_file()
+    path.write_text(path.read_text().replace('template = "chatml.jinja"', 'template_from = "chat"'))
+    _, tokenizer = walkthrough.load_trainee(load_profile(path))
+    assert tokenizer.chat_template == other.chat_template
+
+    own = make_tokenizer()
+    own.chat_template = "own {{ messages[0].content }}<|im_end|>"
+    own.save_pretrained(folder)
+    assert walkthrough.load_trainee(load_profile(path))[1].chat_template == own.chat_template
+
+    make_tokenizer().save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink()
+    path.write_text(path.read_text().replace('from = "chat"', 'from = "tiny"'))
+    with pytest.raises(ModelLoadError, match=r"taken from '.*tiny', which has none"):
+        walkthrough.load_trainee(load_profile(path))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_an_answer_ends_at_the_stop_tokens_of_the_profile(profile_file, trained, tmp_path):
+    """Also after training, when the trainer has brought the model's end tokens into line."""
+    before = load_profile(profile_file())
+    model, tokenizer = walkthrough.load_trainee(before)
+    (answer,) = ask_questions(model, tokenizer, before)
+    assert not answer.stopped
+    stop = tokenizer.decode([answer.token_ids[1]])
+    after = load_profile(profile_file(prompt=f"stop_tokens = [{json.dumps(stop)}]"))
+    model, tokenizer = walkthrough.load_trainee(after)
+    if trained:
+        trainer = walkthrough.walkthrough_trainer(after)
+        trainer.args.learning_rate = 0.0
+        train(trainer, tmp_path / "runs")
+        model = trainer.model
+    assert answer.token_ids[1] in end_token_ids(model, tokenizer)
+    (answer_now,) = ask_questions(model, tokenizer, after)
+    assert answer_now.stopped
+    assert answer_now.token_ids == answer.token_ids[:2]
+
+
+def test_a_stop_that_is_no_single_token_is_refused(profile_file):
+    profile = load_profile(profile_file(prompt='stop_tokens = ["Zyzzyva"]'))
+    with pytest.raises(ModelLoadError, match=r"'Zyzzyva' is \d tokens of '.*tiny'"):
+        walkthrough.load_trainee(profile)
+
+
+def test_the_system_message_of_the_profile_is_asked_with(profile_file):
+    profile = load_profile(profile_file(prompt='system = "Be brief."'))
+    (answer,) = ask_questions(*walkthrough.load_trainee(profile), profile)
+    assert answer.prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi")
+
+
+def test_a_folder_has_no_revision(profile_file):
+    profile = load_profile(profile_file(models='trainee_revision = "v1"'))
+    with pytest.raises(ModelLoadError, match=r"tiny has no revision 'v1'"):
+        walkthrough.load_trainee(profile)
+    assert walkthrough.load_part(profile, "base")
+
+
+# --- Further arguments -------------------------------------------------------------------------
+
+
+def test_arguments_of_the_profile_reach_the_config(profile_file):
+    table = "[sft.arguments]\nweight_decay = 0.5\nadam_beta2 = 0.9\nseed = 7"
+    plain = walkthrough.make_config(load_profile(profile_file())).to_dict()
+    profile = load_profile(profile_file(more=table))
+    config = walkthrough.make_config(profile)
+    differing = {k for k, v in config.to_dict().items() if plain[k] != v}
+    assert differing - {"output_dir", "run_name"} == {"weight_decay", "adam_beta2", "seed"}
+    assert (config.weight_decay, config.adam_beta2, config.seed) == (0.5, 0.9, 7)
+    assert walkthrough.make_config(profile, seed=9).seed == 9
+    with pytest.raises(ProfileError, match="unknown adam_beta3. Did you mean adam_beta"):
+        walkthrough.make_config(load_profile(profile_file(more="[sft.arguments]\nadam_beta3 = 1")))
+
+
+# --- LoRA --------------------------------------------------------------------------------------
+
+LORA = "[lora]\nr = {r}\nlora_alpha = {alpha}\nlora_dropout = {dropout}\n"
+
+
+def with_lora(profile_file, r=2, alpha=4, dropout=0.0):
+    table = LORA.format(r=r, alpha=alpha, dropout=dropout)
+    return walkthrough.walkthrough_trainer(load_profile(profile_file(more=table)))
+
+
+def test_lora_trains_its_own_weights_only(profile_file):
+    trainer = with_lora(profile_file)
+    trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
+    assert len(trained) == 2 * 2 * 7  # A and B, in two layers, of seven matrices each
+    assert all("lora_" in name for name in trained)
+    assert {weight.shape[0] for name, weight in trainer.model.named_parameters()
+            if name.endswith("lora_A.default.weight")} == {2}  # fmt: skip
+
+
+def test_every_setting_of_lora_counts(profile_file):
+    first = fingerprint(with_lora(profile_file))
+    assert fingerprint(with_lora(profile_file)) == first
+    others = [{"r": 3}, {"alpha": 5}, {"dropout": 0.5}]
+    prints = {fingerprint(with_lora(profile_file, **other)) for other in others}
+    plain = fingerprint(walkthrough.walkthrough_trainer(load_profile(profile_file())))
+    assert len(prints | {first, plain}) == 5
+
+
+def test_a_run_with_lora_is_kept_and_recalled(profile_file, tmp_path):
+    trainer = with_lora(profile_file)
+    start = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    run = train(trainer, tmp_path / "runs")
+    trained = trainer.model.state_dict()
+    moved = {name for name in start if not (start[name] == trained[name]).all()}
+    assert moved and all("lora_" in name for name in moved)
+    assert trainer.state.best_global_step  # so the best checkpoint was loaded
+    again = with_lora(profile_file)
+    recalled = train(again, tmp_path / "runs")
+    assert (run.reused, recalled.reused) == (False, True)
+    assert same(again.model.state_dict(), trained)
+    profile = load_profile(profile_file())
+    answers = [
+        ask_questions(t.model, t.processing_class, profile)[0].token_ids for t in (trainer, again)
+    ]
+    assert answers[0] == answers[1]
 
 
 # --- Around it ---------------------------------------------------------------------------------
