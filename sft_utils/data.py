@@ -21,7 +21,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sft_utils.environment import hub_offline, hub_reachable
+from sft_utils.environment import hub_offline, hub_reachable, hub_remedy
 from sft_utils.models import special_tokens
 
 if TYPE_CHECKING:
@@ -270,17 +270,38 @@ def _parquet_rows(path: Path) -> list[Any]:
 
 def _read_hub(name: str, split: str, revision: str | None) -> Dataset:
     from datasets import load_dataset
+    from huggingface_hub import HfApi, constants
 
-    reachable = hub_reachable()
+    reachable, commit = hub_reachable(), None
     try:
+        if reachable or revision is not None:
+            # Asked for itself, because load_dataset answers any refusal with what it has.
+            commit = (
+                HfApi()
+                .resolve_revision(
+                    name, repo_type="dataset", revision=revision, local_files_only=not reachable
+                )
+                .resolved
+            )
         with hub_offline(not reachable):
-            return load_dataset(name, split=split, revision=revision)
+            dataset = load_dataset(name, split=split, revision=commit)
+        if commit is not None and dataset.cache_files:
+            found = Path(dataset.cache_files[0]["filename"]).parent.name
+            if found != commit:
+                raise FileNotFoundError(f"commit {commit} cannot be had, and the cache has {found}")
+        return dataset
     except Exception as error:
         reason = f"{type(error).__name__}: {_cut(str(error), 600)}"
         if reachable:
+            copy = Path(constants.HF_HUB_CACHE, "datasets--" + name.replace("/", "--"))
+            remedy = hub_remedy(error, name, "data set") or (
+                "Check both names. If it is gated, accept its terms at "
+                f"{constants.ENDPOINT}/datasets/{name} and log in with `hf auth login`. If a file "
+                f"of it is damaged, delete {copy} to download it anew."
+            )
             raise DataError(
-                f"Cannot load the data set {name!r}, split {split!r}, from the Hub. Check both "
-                f"names and, if it is gated, log in with `hf auth login`.\n{reason}"
+                f"Cannot load the data set {name!r}, split {split!r}, from the Hub: {remedy}\n"
+                f"{reason}"
             ) from error
         raise DataError(
             f"Cannot load the data set {name!r}: it is no local file, it is not in the cache, and "
