@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data import DataError, check_rows, load_sft_dataset, loss_tokens
-from .environment import describe_device, hub_reachable, quiet
+from .environment import describe_device, quiet
 from .generation import ChatTemplateError, render_prompt
 from .models import (
     ModelLoadError,
     _add_stop_tokens,
     _check_folder,
     _check_vocabulary,
+    _fetch,
     _load_error,
     _set_template,
     end_token_ids,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 LOOKED_AT = 1000  # rows that are tokenized; of more, a sample is drawn by seed
 SECONDS = 5.0  # that one measured pass may take
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors has them
-SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")  # all of a model but its weights
 PROBLEMS = (ProfileError, ModelLoadError, DataError, ChatTemplateError)
 
 
@@ -146,7 +146,7 @@ def _find(profile: Profile, source: str, revision: str | None) -> Found:
     if local:
         _check_folder(folder, revision)
     else:
-        folder = _from_hub(source, revision)
+        folder = _fetch(source, revision, weights=False)
     files = sorted(folder.glob("*.safetensors"))
     try:
         shape = shape_only(AutoConfig.from_pretrained(folder, trust_remote_code=False))
@@ -179,20 +179,6 @@ def _render_questions(profile: Profile, tokenizer: PreTrainedTokenizerBase) -> N
         turns = [{"role": "system", "content": system}] if system else []
         turns.append({"role": "user", "content": question.text})
         render_prompt(tokenizer, turns, template_kwargs=profile.prompt.template_kwargs)
-
-
-def _from_hub(source: str, revision: str | None) -> Path:
-    """The folder of a model's small files in the Hub's cache."""
-    from huggingface_hub import snapshot_download
-
-    offline = not hub_reachable()
-    try:
-        folder = snapshot_download(
-            source, revision=revision, allow_patterns=list(SMALL_FILES), local_files_only=offline
-        )
-    except Exception as error:
-        raise _load_error(source, False, offline, error) from error
-    return Path(folder)
 
 
 # --- Settings and rows -------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def test_weights_that_are_not_here_yet(home, check, monkeypatch):
     """As for a model on the Hub, of which only the small files are fetched."""
     small = home / "small"
     shutil.copytree(home / "tiny", small, ignore=shutil.ignore_patterns("*.safetensors"))
-    monkeypatch.setattr(profile_check, "_from_hub", lambda source, revision: small)
+    monkeypatch.setattr(profile_check, "_fetch", lambda source, revision, weights: small)
     good, said = check(('trainee = "tiny"', 'trainee = "owner/tiny"'))
     assert good, said
     assert "float32, on the Hub, its weights not downloaded yet" in said["trainee"]
