@@ -40,6 +40,14 @@ def atlas_only(profile: Profile) -> bool:
     return False
 
 
+def has_reference(profile: Profile, otherwise: str) -> bool:
+    """True if the profile names a reference; otherwise print what the page does without one."""
+    if profile.models.reference is not None:
+        return True
+    print(f"This profile names no reference, {otherwise}.")
+    return False
+
+
 def atlas_questions(profile: Profile) -> list[Question]:
     """The profile's printed questions as scored questions of the split ``headline-test``.
 

@@ -91,6 +91,8 @@ def quiet() -> None:
 
     # A notebook without ipywidgets is told so by tqdm on import, for bars that are off anyway.
     warnings.filterwarnings("ignore", message="IProgress not found")
+    # PEFT asks a model by a name that transformers is about to drop.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
     import datasets
     import transformers

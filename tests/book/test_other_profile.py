@@ -1,4 +1,7 @@
-"""Chapters 01 to 10 with a reader's own profile: other models, other data, nothing of the Atlas.
+"""Chapters 01 to 10 with a reader's own profiles: other models, other data, nothing of the Atlas.
+
+One has all that a profile may have but the Atlas. The other has no reference, rows with columns of
+their own, questions held out from them, and trains an adapter.
 
 Random Qwen3 models with the real Qwen3 chat template play base and reference, as on the Hub: the
 base calls another token its end than its template does, and the template has no generation
@@ -15,7 +18,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CORPUS, make_model
+from lookalikes import qwen_template, rows, write_models
 from myst_nb.core.variables import format_plain_text
 
 ROOT = Path(__file__).parents[2]
@@ -25,21 +28,13 @@ PAGES = (
     "05-data", "06-config", "07-training", "08-evaluation", "09-replication", "10-cost",
 )  # fmt: skip
 
-# The first ids, then the markup that the real tokenizers have.
-QWEN_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-QWEN_WORDS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]  # tokens, yet no special ones
-SMOL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>"]
-
-PROFILE = """
+MODELS = """
 [models]
 base = "{folder}/base"
-reference = "{folder}/reference"
 trainee = "{folder}/trainee"
+"""
 
-[data]
-source = "{folder}/rows.jsonl"
-rows = 36
-
+SETTINGS = """
 [prompt]
 chat_template = "chatml.jinja"
 template_kwargs = {{ enable_thinking = false }}
@@ -56,6 +51,12 @@ logging_steps = 2
 max_length = 160
 lr_scheduler_type = "cosine"
 warmup_steps = 2
+"""
+
+WHOLE = """
+[data]
+source = "{folder}/rows.jsonl"
+rows = 36
 
 [[questions]]
 text = "How does a thread differ from a process?"
@@ -68,95 +69,40 @@ system = "Answer with code only."
 text = "Name <b>three</b> prime numbers | below ten."
 """
 
+BARE = """
+[data]
+source = "{folder}/columns.jsonl"
+columns = {{ prompt = "question", completion = "answer", system = "task" }}
+
+[questions]
+held_out = 4
+
+[lora]
+r = 4
+lora_alpha = 8
+
+[sft.arguments]
+weight_decay = 0.01
+"""
+
+PROFILES = {
+    "whole": MODELS + 'reference = "{folder}/reference"\n' + SETTINGS + WHOLE,
+    "bare": MODELS + SETTINGS + BARE,
+}
+WITHOUT = "This profile names no reference"
+SAY_SO = {"01-setup", "02-helpers", "04-sft-reference", "08-evaluation", "10-cost"}
+
 GLUE = re.compile(r"\{glue:text\}`([^`:]+)(?::([^`:]*))?`")  # not those of other pages
-
-
-def rows() -> list[dict]:
-    """Forty conversations: short, long, with a system message, with several turns."""
-    found = []
-    for i in range(40):
-        messages = [
-            {"role": "user", "content": f"What is {i} plus {i}?"},
-            {"role": "assistant", "content": f"{i} plus {i} is {2 * i}."},
-        ]
-        if i % 3 == 0:
-            messages.insert(0, {"role": "system", "content": "Be brief & exact."})
-        if i % 4 == 0:
-            messages += [
-                {"role": "user", "content": "And twice that?"},
-                {"role": "assistant", "content": f"{4 * i}."},
-            ]
-        if i % 8 == 5:  # longer than max_length
-            messages[-1]["content"] += " So it is, by the rules of adding numbers." * 5
-        found.append({"messages": messages})
-    return found
-
-
-def make_tokenizer(specials: list[str], words: list[str], **settings):
-    """A byte-level tokenizer of its own, trained here."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=256 + len(specials) + 60,
-        special_tokens=specials,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(CORPUS + [str(row) for row in rows()], trainer)
-    backend.add_tokens([AddedToken(word, special=False, normalized=False) for word in words])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
-
-
-def qwen_template() -> str:
-    """The chat template of Qwen3, as TRL keeps it to recognize it."""
-    import trl
-
-    return (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text("utf8")
-
-
-def write_models(folder: Path) -> None:
-    """Three checkpoints, with the disagreements about end tokens that are found on the Hub."""
-    end = "<|endoftext|>"
-    for name, turn_end, ends in (("base", end, [0]), ("reference", "<|im_end|>", [2, 0])):
-        tokenizer = make_tokenizer(QWEN_TOKENS, QWEN_WORDS, eos_token=turn_end, pad_token=end)
-        tokenizer.chat_template = qwen_template()
-        save(folder / name, "qwen3", tokenizer, ends, pad_token_id=0)
-    tokenizer = make_tokenizer(
-        SMOL_TOKENS,
-        [],
-        bos_token=end,
-        eos_token=end,
-        unk_token=end,
-        additional_special_tokens=SMOL_TOKENS[1:],
-    )
-    save(folder / "trainee", "llama", tokenizer, [0], bos_token_id=0, pad_token_id=None)
-
-
-def save(folder: Path, kind: str, tokenizer, ends: list[int], **settings) -> None:
-    """A random model for the tokenizer, and both in a folder."""
-    from transformers import GenerationConfig
-
-    settings = {"max_position_embeddings": 8192, "initializer_range": 0.1, **settings}
-    model = make_model(
-        kind, len(tokenizer), eos_token_id=ends[0], tie_word_embeddings=True, **settings
-    )
-    model.generation_config = GenerationConfig(eos_token_id=ends)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 class Runner:
     """The process that runs pages, and what it said of each."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.results = folder, folder / "results.jsonl"
-        self.log = folder / "log"
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.results, self.log = folder / f"{name}.results.jsonl", folder / f"{name}.log"
         environment = {
-            "SFT_PROFILE": str(folder / "mine.toml"),
+            "SFT_PROFILE": str(folder / f"{name}.toml"),
             "SFT_RUNS": str(folder / "runs"),
             "HF_HUB_OFFLINE": "1",
             "TQDM_DISABLE": "1",
@@ -186,13 +132,33 @@ class Runner:
         return json.loads(self.results.read_text("utf8").splitlines()[-1])
 
 
+def columns() -> list[dict]:
+    """The first question and answer of each row of `rows`, one column each."""
+    found = []
+    for row in rows():
+        *system, question, answer = [turn["content"] for turn in row["messages"]][
+            : 2 + (row["messages"][0]["role"] == "system")
+        ]
+        task = system[0] if system else None
+        found.append({"question": question, "answer": answer, "task": task, "id": len(found)})
+    return found
+
+
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mine")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
-    (folder / "mine.toml").write_text(PROFILE.format(folder=folder.as_posix()))
+    for name, made in (("rows", rows()), ("columns", columns())):
+        text = "".join(json.dumps(row) + "\n" for row in made)
+        (folder / f"{name}.jsonl").write_text(text)
+    for name, text in PROFILES.items():
+        (folder / f"{name}.toml").write_text(text.format(folder=folder.as_posix()))
     write_models(folder)
-    runner = Runner(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=PROFILES)
+def runner(folder, request):
+    runner = Runner(folder, request.param)
     yield runner
     with runner.process:  # closes its pipes and waits for it
         runner.process.kill()
@@ -203,6 +169,13 @@ def test_the_template_is_one_that_needs_patching():
     template = qwen_template()
     assert "enable_thinking" in template and "add_generation_prompt" in template
     assert "generation %}" not in template.replace("add_generation", "")
+
+
+def _assert_same_fingerprints(result: dict) -> None:
+    """The trainer that the page builds in the open is the one that other pages take."""
+    shown = "".join(cell["stdout"] for cell in result["cells"])
+    prints = re.findall(r"^(?:this page|the function): +([0-9a-f]{64})$", shown, re.MULTILINE)
+    assert len(prints) == 2 and prints[0] == prints[1]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -222,6 +195,11 @@ def test_page_runs(runner, page):
         where = f"{page}.md, cell {number}"
         assert "Traceback (most recent call last)" not in cell["stdout"], where
         assert not cell["stderr"].strip(), f"{where} wrote to stderr: {cell['stderr'][:2000]}"
+
+    said = "".join(cell["stdout"] for cell in result["cells"]).count(WITHOUT)
+    assert said == (runner.name == "bare" and page in SAY_SO)
+    if page == "07-training":
+        _assert_same_fingerprints(result)
 
     assert result["loaded"], f"{page}.md loads no model"
     strangers = [name for name in result["loaded"] if not name.startswith(str(runner.folder))]
