@@ -2,6 +2,7 @@
 
 import json
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
@@ -167,8 +168,13 @@ def test_a_revision_is_the_hubs(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="revision='v1' was given with the file a.jsonl"):
         load_sft_dataset(tmp_path / "a.jsonl", revision="v1")
     asked = hub(monkeypatch, [KENYA])
+    commits = {"v1": SimpleNamespace(resolved="c0ffee")}
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.resolve_revision",
+        lambda self, name, *, revision, **options: commits[revision],
+    )
     load_sft_dataset("owner/data", split="test", revision="v1")
-    assert asked == [("owner/data", {"split": "test", "revision": "v1"})]
+    assert asked == [("owner/data", {"split": "test", "revision": "c0ffee"})]
 
 
 # --- Shapes of rows --------------------------------------------------------------------------
