@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_utils.environment import hub_offline, hub_reachable, hub_remedy
-from sft_utils.models import special_tokens
+from sft_utils.models import PROBE, special_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -624,8 +624,7 @@ def _turn_tokens(tokenizer: Any, tokens: set[str]) -> set[str]:
     """Those of ``tokens`` that stand around the turns of a rendered conversation."""
     from jinja2 import TemplateError
 
-    word = "Zyzzyva"  # no template has it
-    user, assistant = ({"role": role, "content": word} for role in ("user", "assistant"))
+    user, assistant = ({"role": role, "content": PROBE} for role in ("user", "assistant"))
 
     def first(text: str) -> set[str]:
         places = {token: text.find(token) for token in tokens if token in text}
@@ -638,7 +637,7 @@ def _turn_tokens(tokenizer: Any, tokens: set[str]) -> set[str]:
         )
     except TemplateError:  # a template may refuse any conversation it likes
         return set()
-    opening, ending = prompt.removeprefix(asked), answered.rpartition(word)[2]
+    opening, ending = prompt.removeprefix(asked), answered.rpartition(PROBE)[2]
     return {token for token in tokens if token in asked} | first(opening) | first(ending)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 
 # A word that no template and no end-of-turn text contains.
-_PROBE = "Zyzzyva"
+PROBE = "Zyzzyva"
 
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
 
@@ -199,13 +199,13 @@ def _end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return None
     conversation = [
         {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": _PROBE},
+        {"role": "assistant", "content": PROBE},
     ]
     try:
         text = tokenizer.apply_chat_template(conversation, tokenize=False)
     except Exception:  # a template may refuse any conversation it likes
         return None
-    _, _, after = str(text).rpartition(_PROBE)
+    _, _, after = str(text).rpartition(PROBE)
     ids = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"]
     return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
 

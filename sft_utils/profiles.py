@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 PROFILE_FILES = Path(__file__).parent / "profile_files"
-SEED = 0  # draws the questions that are held out
+SEED = 0  # draws held-out questions and validation rows, and is that of the training
 PARTS = ("base", "reference", "trainee", "control")
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .data import DataError, check_rows, load_sft_dataset
 from .models import load_model_and_tokenizer
+from .profiles import SEED as SEED
 from .profiles import Profile, ProfileError, sft_arguments
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from .plots import Figure
 
-SEED = 0
 VALIDATION_SHARE = 0.05  # of the rows: training does not see them
 DEV_QUESTIONS = 120  # asked at every evaluation, to choose the checkpoint
 
