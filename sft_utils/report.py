@@ -1,0 +1,471 @@
+"""What can be measured of any model on held-out rows, where no answer can be called exact.
+
+How likely the given answers are: nats a token, perplexity, and bits for each byte of the answer,
+which can be compared across tokenizers. How the model answers: whether it stops, how long it goes
+on, how much it repeats. Chapters 04 and 08 use this module on every profile.
+
+Each answer counts once in a mean, however long it is, and intervals count rows: the answers of one
+conversation stand or fall together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .comparison import AnswerTable, made_by, marked, percent
+from .results import Measure
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .profiles import Profile
+
+    Speaker = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+#: Answers that are scored at most, drawn by seed: a model of 0.6 B takes minutes on a processor.
+MOST_ANSWERS = 32
+NGRAM = 4
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a column is called, its unit, and whether it depends on how text is cut into tokens."""
+
+    title: str
+    unit: str
+    of_tokens: bool = False
+
+
+#: What is measured, by the column that holds it; ``perplexity`` is made from ``loss``.
+MEASURES = {
+    "bits_per_byte": _Kind("bits per byte of answer", "bits per byte"),
+    "loss": _Kind("loss, nats a token", "nats a token", of_tokens=True),
+    "perplexity": _Kind("perplexity a token", "", of_tokens=True),
+    "end_loss": _Kind("loss of the end of turn, nats", "nats"),
+    "stops": _Kind("stops by itself", "%"),
+    "tokens": _Kind("tokens written", "tokens", of_tokens=True),
+    "words": _Kind("words written", "words"),
+    "repetition": _Kind(f"repeated runs of {NGRAM} tokens", "%", of_tokens=True),
+}
+
+
+# --- What is asked -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HeldOutAnswer:
+    """A conversation up to a user's turn, and the answer that the data gives to it.
+
+    ``row`` names the row that it comes from.
+    """
+
+    row: str
+    messages: tuple[dict[str, str], ...]
+    answer: str
+
+    @property
+    def text(self) -> str:
+        """What stands before the answer, for reading."""
+        if len(self.messages) == 1:
+            return self.messages[0]["content"]
+        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in self.messages)
+
+
+def held_out_answers(
+    profile: Profile, validation_rows: Iterable[Mapping[str, Any]], *speakers: Speaker
+) -> list[HeldOutAnswer]:
+    """The answers that no model was trained on here: at most `MOST_ANSWERS`, drawn by seed.
+
+    Every assistant's turn of the validation rows after a user's, and the answers to the questions
+    that the profile holds out. An answer is left out, and one printed line says how many are, if a
+    speaker cannot be asked for it: its prompt is longer than ``max_length``, or than the speaker's
+    context with the new tokens to come, or a text of it would be read as a special token.
+
+    Raises `DataError` if none is left.
+    """
+    from .atlas.questions import draw
+    from .data import DataError
+
+    found = []
+    for number, row in enumerate(validation_rows):
+        turns = [{name: turn[name] for name in ("role", "content")} for turn in row["messages"]]
+        found += [
+            HeldOutAnswer(f"validation row {number}", tuple(turns[:place]), turn["content"])
+            for place, turn in enumerate(turns)
+            if turn["role"] == "assistant" and place and turns[place - 1]["role"] == "user"
+        ]
+    for number, question in enumerate(profile.questions if profile.held_out else ()):
+        system = question.system or profile.prompt.system
+        opening = ({"role": "system", "content": system},) if system else ()
+        asked = {"role": "user", "content": question.text}
+        found.append(HeldOutAnswer(f"question {number}", (*opening, asked), question.answer or ""))
+    fitting = [held for held in found if all(_fits(held, profile, *s) for s in speakers)]
+    if not fitting:
+        raise DataError(
+            f"None of the {len(found)} held-out answers can be scored: each is empty, too long "
+            f"for max_length = {profile.sft.max_length}, or holds a special token. Raise "
+            "max_length in [sft], or add rows."
+        )
+    if len(fitting) < len(found):
+        print(f"{len(found) - len(fitting)} of {len(found)} held-out answers are left out: their "
+              "prompts are too long, or their texts hold a special token.")  # fmt: skip
+    return draw(fitting, MOST_ANSWERS)
+
+
+def _fits(held: HeldOutAnswer, profile: Profile, model: Any, tokenizer: Any) -> bool:
+    from .data import text_problems
+    from .generation import ChatTemplateError, render_prompt
+
+    if not held.answer or any(text_problems(tokenizer, [held.answer])):
+        return False
+    try:
+        prompt = render_prompt(
+            tokenizer, list(held.messages), template_kwargs=profile.prompt.template_kwargs
+        )
+    except ChatTemplateError:
+        return False
+    most = profile.sft.max_length or math.inf
+    room = min(most, _context(model) - profile.generation.max_new_tokens)
+    return len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) < room
+
+
+# --- How likely a given answer is --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a text is after a prompt, token by token.
+
+    ``losses`` are in nats, one for each token that holds some of the text; ``cuts`` is where each
+    of them ends, in characters of the text; ``size`` is the text's length in bytes of UTF-8.
+    """
+
+    losses: tuple[float, ...]
+    cuts: tuple[int, ...]
+    size: int
+    end_loss: float
+
+    @property
+    def loss(self) -> float:
+        """The mean, nats a token."""
+        return sum(self.losses) / len(self.losses)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The sum, in bits for each byte."""
+        return sum(self.losses) / math.log(2) / self.size
+
+
+def likelihood(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    text: str,
+    *,
+    chat: bool = True,
+    max_length: float = math.inf,
+) -> Likelihood:
+    """How likely a model finds ``text`` after ``prompt``. Explained in chapter 04.
+
+    Both are tokenized together, as in training, and the tokens of the text are told by their place
+    in it: a token that holds the end of the prompt as well counts whole. Only the first
+    ``max_length`` tokens are read, and the size is that of the text they hold.
+
+    The loss of the end-of-turn token after the text is ``end_loss``, and no part of the others: it
+    has no bytes, and whether a model stops is another question. It is NaN where the tokenizer's
+    template ends a turn with no token of its own, or where the text was cut. With ``chat=False``
+    there is no turn to end, and the tokenizer adds its begin-of-text token as it does to any text.
+
+    Raises ``ValueError`` if no token of the text is within ``max_length``, and for a tokenizer that
+    does not tell the places of its tokens.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from .models import _end_of_turn_id
+
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"The tokenizer of {tokenizer.name_or_path!r} does not tell where in a text its tokens "
+            "stand. Use a fast one, with a tokenizer.json."
+        )
+    whole = prompt + text
+    encoded: Any = tokenizer(whole, add_special_tokens=not chat, return_offsets_mapping=True)
+    ids, ends = encoded["input_ids"], [end for _, end in encoded["offset_mapping"]]
+    cut = len(ids) > max_length
+    if cut:
+        ids, ends = ids[: int(max_length)], ends[: int(max_length)]
+    places = [place for place, end in enumerate(ends) if place and end > len(prompt)]
+    if not places:
+        raise ValueError(
+            f"No token of {text[:60]!r} is among the first {len(ids)} after the prompt."
+        )
+    cuts = tuple(ends[place] - len(prompt) for place in places)
+    last = _end_of_turn_id(tokenizer) if chat and not cut else None
+    read = torch.tensor([ids if last is None else [*ids, last]], device=model.device)
+    model.eval()
+    with torch.no_grad():
+        logits = model(input_ids=read).logits[0, places[0] - 1 : -1].float()
+        losses = cross_entropy(logits, read[0, places[0] :], reduction="none").tolist()
+    end_loss = math.nan if last is None else losses.pop()
+    return Likelihood(
+        tuple(losses[place - places[0]] for place in places),
+        cuts,
+        len(text[: cuts[-1]].encode()),
+        end_loss,
+    )
+
+
+# --- How the model answers ---------------------------------------------------------------------
+
+
+def repetition(token_ids: Sequence[int], n: int = NGRAM) -> float:
+    """The share of an answer's runs of ``n`` tokens that stood in it before; 0 if it has none.
+
+    ``seq-rep-n`` of Welleck et al. 2019 (arXiv 1908.04319, section 6): one minus the different
+    n-grams over all n-grams.
+    """
+    runs = [tuple(token_ids[i : i + n]) for i in range(len(token_ids) - n + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def ask_held_out(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Sequence[HeldOutAnswer],
+    profile: Profile,
+) -> pd.DataFrame:
+    """Ask a model what it is to answer, and how likely it finds the given answer: a row for each.
+
+    Columns: ``row``, ``question``, ``answer``, the columns of `MEASURES` but ``perplexity``,
+    ``cuts`` (see `Likelihood`) and ``generation``. Answers are greedy, with the profile's limit.
+    Explained in chapters 04 and 08.
+    """
+    import pandas as pd
+
+    from .generation import generate_responses
+    from .runs import origin
+
+    given = generate_responses(
+        model,
+        tokenizer,
+        [list(held.messages) for held in held_out],
+        max_new_tokens=profile.generation.max_new_tokens,
+        template_kwargs=profile.prompt.template_kwargs,
+        return_details=True,
+    )
+    most = min(profile.sft.max_length or math.inf, _context(model) - 1)  # and the end of turn
+    rows = []
+    for held, said in zip(held_out, given, strict=True):
+        found = likelihood(model, tokenizer, said.prompt, held.answer, max_length=most)
+        text_ids = said.token_ids[:-1] if said.stopped else said.token_ids
+        rows.append(
+            {
+                "row": held.row,
+                "question": held.text,
+                "answer": held.answer,
+                "bits_per_byte": found.bits_per_byte,
+                "loss": found.loss,
+                "end_loss": found.end_loss,
+                "stops": said.stopped,
+                "tokens": len(text_ids),
+                "words": len(said.response.split()),
+                "repetition": repetition(text_ids),
+                "cuts": found.cuts,
+                "generation": said,
+            }
+        )
+    frame = pd.DataFrame(rows)
+    frame.attrs |= origin(model)
+    return frame
+
+
+# --- Tables ------------------------------------------------------------------------------------
+
+
+def held_out_measure(frame: pd.DataFrame, name: str) -> Measure:
+    """The mean of one of `MEASURES` for the prose, with its interval clustered by row.
+
+    Perplexity is the exponential of the mean loss a token, and so are the ends of its interval.
+    There is no interval where all answers are of one row.
+    """
+    kept = frame.dropna(subset=["end_loss"]) if name == "end_loss" else frame
+    values = kept["loss" if name == "perplexity" else name].astype(float)
+    low, high = _interval(values.tolist(), kept["row"].tolist(), shares=name == "stops")
+    return _measure(
+        name, float(values.mean()), low, high, unit=MEASURES[name].unit, rows=kept["row"], of=frame
+    )
+
+
+def held_out_change(before: pd.DataFrame, after: pd.DataFrame, name: str) -> Measure:
+    """How much one of `MEASURES` changed, answer by answer, with its interval clustered by row.
+
+    Shares change by points. For perplexity it is the factor by which it changed.
+
+    Raises ``ValueError`` if the two tables are not about the same answers, or if the measure
+    depends on the tokenizer and the two models cut the answers into other tokens.
+    """
+    if before["answer"].tolist() != after["answer"].tolist():
+        raise ValueError("The two tables are about other answers. Ask both models the same list.")
+    if MEASURES[name].of_tokens and not same_tokens(before, after):
+        raise ValueError(
+            f"{name} cannot be compared: the two models cut the answers into other tokens. Take "
+            "bits_per_byte, stops or words."
+        )
+    column = "loss" if name == "perplexity" else name
+    old, new = before[column].astype(float), after[column].astype(float)
+    known = (old.notna() & new.notna()).to_numpy()
+    old, new, rows = old[known], new[known], before["row"][known].tolist()
+    if name == "stops":
+        low, high = _paired_shares(old.tolist(), new.tolist(), rows)
+    else:
+        low, high = _interval((new - old).tolist(), rows)
+    unit = {"%": "points", "": "times"}.get(MEASURES[name].unit, MEASURES[name].unit)
+    return _measure(
+        name, float((new - old).mean()), low, high, unit=unit, rows=before["row"][known], of=after
+    )
+
+
+def same_tokens(before: pd.DataFrame, after: pd.DataFrame) -> bool:
+    """Whether two models cut the given answers into the same tokens."""
+    return before["cuts"].tolist() == after["cuts"].tolist()
+
+
+def held_out_sheet(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """A row for each of `MEASURES` and a column for each model: mean (interval)."""
+    import pandas as pd
+
+    columns = {
+        label: {
+            **{kind.title: _shown(held_out_measure(frame, name))
+               for name, kind in MEASURES.items() if _has(frame, name)},
+            "answers": str(len(frame)),
+            "rows": str(frame["row"].nunique()),
+        }
+        for label, frame in frames.items()
+    }  # fmt: skip
+    return pd.DataFrame(columns).fillna("–")
+
+
+def held_out_changes(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """`held_out_change` for all measures that the two models have in common, for reading."""
+    import pandas as pd
+
+    same = same_tokens(before, after)
+    changes = {
+        kind.title: held_out_change(before, after, name)
+        for name, kind in MEASURES.items()
+        if (same or not kind.of_tokens) and _has(before, name) and _has(after, name)
+    }
+    return pd.DataFrame.from_dict(
+        {
+            title: {"change": _signed(change), "95 % interval": change.interval or "–"}
+            for title, change in changes.items()
+        },
+        orient="index",
+    )
+
+
+def side_by_side(
+    held_out: Sequence[HeldOutAnswer], frames: Mapping[str, pd.DataFrame], most: int = 4
+) -> AnswerTable:
+    """Held-out prompts with the data's answer and that of each model; long texts are cut."""
+    rows = [
+        (
+            _cut(held.text),
+            _cut(held.answer),
+            *(_cut(marked(frame["generation"].iloc[number])) for frame in frames.values()),
+        )
+        for number, held in enumerate(held_out[:most])
+    ]
+    return AnswerTable(("asked", "the data's answer", *frames), tuple(rows))
+
+
+# --- Sentences ---------------------------------------------------------------------------------
+
+#: From which share of its answers on a model "ends nearly all of them", below which it "runs on",
+#: and from which share of repeated runs on it "repeats itself". The book's own lines to draw.
+NEARLY_ALL, HARDLY_ANY, REPEATS = 0.9, 0.1, 0.2
+
+
+def how_it_ends(stops: float, repeated: float) -> str:
+    """What a model does in chat, in words chosen by what was measured; it follows "the base".
+
+    ``stops`` is the share of answers that end by themselves, ``repeated`` the mean `repetition`.
+    """
+    if stops >= NEARLY_ALL:
+        ending = "ends nearly all of its answers by itself"
+    elif stops <= HARDLY_ANY:
+        ending = "runs on, and nearly all of its answers are cut at the limit"
+    else:
+        ending = "ends some of its answers by itself and runs on in others"
+    return f"{ending}, repeating itself" if repeated >= REPEATS else ending
+
+
+# --- What they share ---------------------------------------------------------------------------
+
+
+def _has(frame: pd.DataFrame, name: str) -> bool:
+    """Whether something was measured: a template need not have an end of turn."""
+    return bool(frame["loss" if name == "perplexity" else name].notna().any())
+
+
+def _context(model: Any) -> float:
+    """The tokens that a model can read, where its config says so."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+
+def _interval(
+    values: list[float], rows: list[str], shares: bool = False
+) -> tuple[float | None, float | None]:
+    from .statistics import mean_interval, proportion_interval
+
+    if len(set(rows)) < 2:
+        return None, None
+    return (proportion_interval if shares else mean_interval)(values, rows)
+
+
+def _measure(
+    name: str, value: float, low: float | None, high: float | None, *, unit: str, rows: Any, of: Any
+) -> Measure:
+    """What a mean says for the prose; that of losses becomes a perplexity, if one is asked for."""
+    scale = math.exp if name == "perplexity" else float
+    return Measure(
+        scale(value), unit, n=len(rows), entities=rows.nunique(),
+        low=None if low is None else scale(low), high=None if high is None else scale(high),
+        **made_by(of),
+    )  # fmt: skip
+
+
+def _paired_shares(
+    old: list[float], new: list[float], rows: list[str]
+) -> tuple[float | None, float | None]:
+    from .statistics import paired_interval
+
+    return paired_interval(old, new, rows) if len(set(rows)) > 1 else (None, None)
+
+
+def _shown(measure: Measure) -> str:
+    if measure.low is None or measure.high is None:
+        return _number(measure, measure.value)
+    ends = " to ".join(
+        _number(measure, end).removesuffix(" %") for end in (measure.low, measure.high)
+    )
+    return f"{_number(measure, measure.value)} ({ends})"
+
+
+def _number(measure: Measure, number: float) -> str:
+    return percent(number) if measure.unit == "%" else f"{number:,.2f}"
+
+
+def _signed(change: Measure) -> str:
+    sign = "+" if change.unit not in ("points", "times") and change.value > 0 else ""
+    return f"{sign}{change!r}"
+
+
+def _cut(text: str, most: int = 1500) -> str:
+    return text if len(text) <= most else f"{text[:most]} […]"
