@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +32,52 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+class Arithmetic(NamedTuple):
+    """The numbers that a training step computes in, and a sentence why."""
+
+    bf16: bool
+    reason: str
+
+
+def arithmetic() -> Arithmetic:
+    """Return what ``SFTConfig(bf16=...)`` should be on this machine. Explained in chapter 06."""
+    import torch
+
+    device, native = best_device(), None
+    if device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device == "cpu":
+        flags = torch.cpu.get_capabilities()
+        native = any(on is True and name.endswith("bf16") for name, on in flags.items())
+    return choose_arithmetic(device, native)
+
+
+def choose_arithmetic(device: str, native: bool | None) -> Arithmetic:
+    """Decide whether to compute in bfloat16 (``bf16=True``), over weights that stay float32.
+
+    ``device`` is that of `best_device`. ``native`` says whether the hardware multiplies bfloat16
+    itself, None where PyTorch cannot tell. Explained in chapter 06.
+    """
+    if device == "cuda" and native:
+        return Arithmetic(True, "This GPU multiplies bfloat16 itself, which is faster.")
+    if device == "cuda":
+        return Arithmetic(False, "This GPU has no bfloat16 of its own, so it computes in float32.")
+    if device == "mps":
+        return Arithmetic(
+            False,
+            "Some Apple GPUs only imitate bfloat16, and PyTorch does not tell which: float32.",
+        )
+    if native:
+        return Arithmetic(
+            False,
+            "This processor multiplies bfloat16 itself, but others do not: float32 gives nearly "
+            "the same results on all.",
+        )
+    return Arithmetic(
+        False, "This processor has no bfloat16 of its own, and imitating it would be slow: float32."
+    )
+
+
 def seed_everything(seed: int) -> None:
     """Seed the random number generators of Python, NumPy and torch (every device)."""
     import random
@@ -42,6 +88,21 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def torch_random_state() -> Iterator[None]:
+    """Put torch's random state back after the block, on every device that it seeds."""
+    import torch
+
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    # Named, because torch warns where there are several.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            if mps is not None:
+                torch.mps.set_rng_state(mps)
 
 
 def versions() -> pd.DataFrame:
@@ -62,9 +123,9 @@ def versions() -> pd.DataFrame:
 
 def describe_device() -> dict[str, Any]:
     """Return the device's kind, its name, memory in GiB, and the threads that torch uses."""
-    import os
     import platform
 
+    import psutil  # type: ignore[import-untyped]
     import torch
 
     kind = best_device()
@@ -73,7 +134,7 @@ def describe_device() -> dict[str, Any]:
         name, memory = properties.name, properties.total_memory
     else:
         name = _processor_name() or platform.machine()
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = psutil.virtual_memory().total
     return {
         "device": kind,
         "name": name,

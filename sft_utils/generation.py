@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sft_utils.data import text_problems
+from sft_utils.environment import torch_random_state
 from sft_utils.models import end_token_ids
 
 if TYPE_CHECKING:
@@ -267,7 +268,7 @@ def _local_seed(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    with torch.random.fork_rng():
+    with torch_random_state():
         torch.manual_seed(seed)
         yield
 

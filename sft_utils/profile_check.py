@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 1000  # rows that are tokenized; of more, a sample is drawn by seed
 SECONDS = 5.0  # that one measured pass may take
+HALF = {"weight_bytes": 4 + 2, "activation_bytes": 2}  # bf16=True over float32 weights
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors has them
 PROBLEMS = (ProfileError, ModelLoadError, DataError, ChatTemplateError)
 
@@ -352,6 +353,7 @@ def _memory(
             activation_checkpointing=bool(config.activation_checkpointing),
             trained=_trained(model),
             gpu=gpu,
+            **HALF if config.bf16 else {},
         )
     except AttributeError as error:
         report.line("memory", f"no estimate for {type(model).__name__}: {error}")
@@ -401,8 +403,8 @@ def _measured_rate(config: SFTConfig, model: PreTrainedModel, lengths: Lengths) 
         with torch.autocast(device.type, torch.bfloat16, enabled=bool(config.bf16)):
             loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
         return time.perf_counter() - start
 
     width = min(32, statistics.median_high(lengths.tokens))

@@ -49,7 +49,7 @@ GROUPS = {
         "assistant_only_loss", "completion_only_loss", "max_length", "packing",
         "packing_strategy", "eos_token",
     ),
-    "Arithmetic. On a machine with a GPU, leave out use_cpu.": (
+    "Where, and in what numbers. On another machine, choose both anew.": (
         "use_cpu", "bf16", "fp16", "activation_checkpointing",
     ),
     "What is written down, and which checkpoint is kept.": (

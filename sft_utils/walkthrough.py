@@ -122,7 +122,7 @@ def make_config(profile: Profile, output_dir: str | None = None, **changes: Any)
     """
     from trl import SFTConfig
 
-    from .environment import CPU_MODE
+    from .environment import CPU_MODE, arithmetic
 
     sft, choose_on_dev = profile.sft, has_dev_questions(profile)
     arguments: dict[str, Any] = {
@@ -142,9 +142,9 @@ def make_config(profile: Profile, output_dir: str | None = None, **changes: Any)
         "assistant_only_loss": True,
         "max_length": sft.max_length,
         "packing": False,
-        # Arithmetic: float32 throughout; on the processor where there is no accelerator.
+        # Where, and in what numbers; the weights are float32 in any case.
         "use_cpu": CPU_MODE,
-        "bf16": False,
+        "bf16": arithmetic().bf16,
         "activation_checkpointing": sft.activation_checkpointing,
         # What is written down, and which checkpoint is kept.
         "logging_steps": sft.logging_steps,

@@ -4,6 +4,7 @@ import logging
 import random
 import time
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sft_utils.environment import (
     hub_reachable,
     quiet,
     seed_everything,
+    torch_random_state,
     versions,
 )
 
@@ -49,6 +51,71 @@ def test_device(monkeypatch):
     assert environment.CPU_MODE is True
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert environment.CPU_MODE is False
+
+
+@pytest.mark.parametrize(
+    ("device", "native", "bf16", "because"),
+    [
+        ("cuda", True, True, "This GPU multiplies bfloat16 itself"),
+        ("cuda", False, False, "This GPU has no bfloat16 of its own"),
+        ("mps", None, False, "Some Apple GPUs only imitate bfloat16"),
+        ("cpu", True, False, "This processor multiplies bfloat16 itself, but others do not"),
+        ("cpu", False, False, "This processor has no bfloat16 of its own"),
+    ],
+)
+def test_bfloat16_only_on_a_gpu_that_has_it(device, native, bf16, because):
+    chosen = environment.choose_arithmetic(device, native)
+    assert chosen.bf16 is bf16
+    assert chosen.reason.startswith(because)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "flags", "bf16", "because"),
+    [
+        ("cuda", 9, {}, True, "This GPU multiplies"),
+        ("cuda", 8, {}, True, "This GPU multiplies"),
+        ("cuda", 7, {"amx_bf16": True}, False, "This GPU has no"),
+        ("mps", 0, {"amx_bf16": True}, False, "Some Apple GPUs"),
+        ("cpu", 9, {"avx512_bf16": True}, False, "This processor multiplies"),
+        ("cpu", 9, {"amx_bf16": True, "avx512_bf16": False}, False, "This processor multiplies"),
+        ("cpu", 9, {"amx_bf16": False, "avx2": True}, False, "This processor has no"),
+        ("cpu", 9, {"cpu_name": "like bf16", "l1d_cache_size": 32768}, False, "This processor has"),
+    ],
+)
+def test_the_arithmetic_is_by_what_pytorch_says_of_the_machine(
+    monkeypatch, device, capability, flags, bf16, because
+):
+    gpu = SimpleNamespace(major=capability, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: device == "mps")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    chosen = environment.arithmetic()
+    assert chosen.bf16 is bf16
+    assert chosen.reason.startswith(because)
+
+
+def test_an_emulated_bfloat16_does_not_count(monkeypatch):
+    asked = []
+    monkeypatch.setattr(environment, "best_device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: asked.append(how))
+    assert environment.arithmetic().bf16 is False
+    assert asked == [{"including_emulation": False}]
+
+
+def test_the_random_state_of_every_device_is_put_back(monkeypatch):
+    states = {"mps": "before"}
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states["mps"])
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: states.update(mps=state))
+    before = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError), torch_random_state():
+        torch.rand(1)
+        states["mps"] = "drawn from"
+        raise ZeroDivisionError
+    assert states["mps"] == "before"
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.fixture

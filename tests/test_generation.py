@@ -3,15 +3,18 @@
 import copy
 import logging
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_model
+from transformers import GenerationConfig
 
 from sft_utils.generation import (
     ChatTemplateError,
     Generation,
+    _generate_batch,
     generate_responses,
     render_prompt,
     test_model_with_questions,
@@ -416,3 +419,15 @@ def test_the_printed_list_marks_what_was_cut(qwen, chat_tokenizer, capsys):
 
 def test_pytest_leaves_the_courses_name_alone():
     assert test_model_with_questions.__test__ is False
+
+
+def test_a_batch_is_made_where_the_model_is():
+    given = {}
+
+    def generate(**inputs):
+        given.update(inputs)
+        return torch.zeros(2, 5, dtype=torch.long)
+
+    model = SimpleNamespace(device=torch.device("meta"), generate=generate)
+    _generate_batch(model, [[1, 2, 3], [4]], GenerationConfig(pad_token_id=0))
+    assert given["input_ids"].device.type == given["attention_mask"].device.type == "meta"

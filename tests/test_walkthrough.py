@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from conftest import make_model, make_tokenizer
 
 from sft_utils import atlas, walkthrough
@@ -206,6 +207,37 @@ def test_changes_replace_arguments_and_nothing_else(profile_file):
     differing = {k for k, v in plain.to_dict().items() if changed.to_dict()[k] != v}
     assert differing <= {"max_steps", "output_dir", "run_name"}
     assert changed.max_steps == 5
+
+
+@pytest.mark.parametrize(
+    ("device", "native", "use_cpu", "bf16"),
+    [
+        ("cuda", True, False, True),
+        ("cuda", False, False, False),
+        ("mps", None, False, False),
+        ("cpu", True, True, False),
+        ("cpu", False, True, False),
+    ],
+)
+def test_the_device_and_its_numbers(profile_file, monkeypatch, device, native, use_cpu, bf16):
+    """What `SFTConfig` is given: without the hardware, it would refuse some of these."""
+    import trl
+
+    from sft_utils import environment
+
+    monkeypatch.setattr(environment, "best_device", lambda: device)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: native)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": native})
+    monkeypatch.setattr(trl, "SFTConfig", dict)
+    profile = load_profile(profile_file())
+    given = walkthrough.make_config(profile)
+    assert (given["use_cpu"], given["bf16"]) == (use_cpu, bf16)
+    assert walkthrough.make_config(profile, bf16=not bf16)["bf16"] is not bf16
+
+
+def test_a_profile_may_ask_for_bfloat16(profile_file):
+    path = profile_file(more="[sft.arguments]\nbf16 = true")
+    assert walkthrough.make_config(load_profile(path)).bf16 is True
 
 
 # --- Rows --------------------------------------------------------------------------------------

@@ -53,6 +53,8 @@ KERNEL_SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_WAIT_POLICY": "PASSIVE",
     "KMP_BLOCKTIME": "0",
+    # One GPU: with several the trainer would take as many times the rows for each update.
+    "CUDA_VISIBLE_DEVICES": "0",
 }
 
 
