@@ -317,6 +317,43 @@ def ask_questions(
     )
 
 
+def question_scores(
+    profile: Profile, answers: Mapping[str, Sequence[Generation]]
+) -> pd.DataFrame | None:
+    """The profile's scorers on its questions that have an answer, a row for each model.
+
+    ``answers`` maps a model's name to what `ask_questions` gave. Each cell is a mean with its 95 %
+    interval, in which each question counts by itself. Without ``[scoring] scorers`` all of
+    `sft_utils.scoring.SCORERS` are used; without an answer to compare with, this says so and
+    returns None. Chapters 04 and 08.
+    """
+    import pandas as pd
+
+    from .scoring import SCORERS
+    from .statistics import mean_interval, proportion_interval
+
+    asked = [(n, question.answer) for n, question in enumerate(profile.questions)]
+    right = {number: answer for number, answer in asked if answer}
+    if not right:
+        print("No question of this profile has an answer to compare with: no scorer is used.")
+        return None
+    rows: dict[str, dict[str, Any]] = {}
+    for name, given in answers.items():
+        rows[name] = {"questions": len(right)}
+        for scorer in profile.scoring.scorers or SCORERS:
+            values = [
+                float(SCORERS[scorer](given[n].response, answer, given[n].stopped))
+                for n, answer in right.items()
+            ]
+            cell = percent(mean := sum(values) / len(values))
+            shares = set(values) <= {0.0, 1.0}
+            if shares or len(values) > 1:
+                low, high = (proportion_interval if shares else mean_interval)(values)
+                cell = _with_interval({"mean": mean, "low": max(0, low), "high": min(1, high)})
+            rows[name][scorer] = cell
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 @dataclass(frozen=True)
 class AnswerTable:
     """Texts in rows and columns: an escaped HTML table in a page, plain text elsewhere."""

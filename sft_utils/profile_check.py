@@ -37,6 +37,7 @@ from .models import (
     resolve,
 )
 from .profiles import PARTS, SEED, Profile, ProfileError, load_profile
+from .scoring import SCORERS
 from .walkthrough import load_rows, load_trainee, lora_config, make_config
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ def check_profile(name: str | Path | None = None, say: Callable[[str], None] = p
         report.problem(error)
         return False
     report.line("profile", f"{profile.name}, {len(profile.questions)} questions{_drawn(profile)}")
+    answered = sum(bool(question.answer) for question in profile.questions)
+    scorers = ", ".join(profile.scoring.scorers or SCORERS)
+    report.line("scorers", f"{scorers}; {answered} questions have an answer to compare with")
     found = dict(_models(profile, report))
     config = _config(profile, report)
     rows = _rows(profile, report)

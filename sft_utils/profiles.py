@@ -107,7 +107,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Names of the scorers of the profile's questions."""
+    """Scorers of the questions that have an answer: `sft_utils.scoring.SCORERS`, or some of it."""
 
     scorers: tuple[str, ...] = ()
 
@@ -214,11 +214,13 @@ def _find(name: str) -> Path:
 def _check(profile: Profile, path: Path, held_out: int) -> None:
     """What no type can tell."""
     from sft_utils.data import _COLUMNS
+    from sft_utils.scoring import SCORERS
 
     models, data, prompt, sft = profile.models, profile.data, profile.prompt, profile.sft
     if not (profile.questions or held_out):
         raise ProfileError(f"{path.name}: `questions` is empty. Write one [[questions]] at least.")
     _check_names(data.columns, _COLUMNS, f"{path.name}: data: columns")
+    _check_names(profile.scoring.scorers, SCORERS, f"{path.name}: scoring: scorers")
     if prompt.chat_template and prompt.chat_template_from:
         raise ProfileError(
             f"{path.name}: prompt: chat_template and chat_template_from are both set. Keep one."

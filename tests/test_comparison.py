@@ -19,12 +19,15 @@ from sft_utils.comparison import (
     paired_difference,
     paired_sheet,
     percent,
+    question_scores,
     score_rows,
     score_sheet,
     share,
     verdict,
 )
 from sft_utils.generation import Generation
+from sft_utils.scoring import SCORERS
+from sft_utils.statistics import mean_interval, proportion_interval
 
 
 @pytest.fixture(autouse=True)
@@ -344,3 +347,43 @@ def test_the_control_is_asked_in_its_own_texts(monkeypatch):
     assert len(frame) > 300 and frame["correct"].all()
     assert all(any(text.startswith(prompt) for text in texts) for prompt in prompts)
     assert set(frame["entity"]) <= {e.name for e in load_world().by_role("test")}
+
+
+# --- The profile's own scorers
+
+
+def asked(answers, scorers=()):
+    scoring = SimpleNamespace(scorers=scorers)
+    return SimpleNamespace(questions=questions(*answers), scoring=scoring)
+
+
+def test_the_scorers_of_a_profile_score_what_has_an_answer():
+    profile = asked(["Oslo", None, "Lima", "Kenya"], ("contains", "stops"))
+    given = [answer("It is Oslo."), answer("?"), answer("Lima", stopped=False), answer("Oslo")]
+    table = question_scores(profile, {"before": [answer("No.")] * 4, "after": given})
+    low, high = (round(100 * end, 1) for end in proportion_interval([1, 1, 0]))
+    assert table.index.tolist() == ["before", "after"]
+    assert table.columns.tolist() == ["questions", "contains", "stops"]
+    assert table.loc["after", "questions"] == 3
+    assert table.loc["after", "contains"] == f"66.7 % ({low} to {high})"
+    assert table.loc["after", "stops"] == f"66.7 % ({low} to {high})"
+    assert table.loc["before", "contains"].startswith("0.0 % (0.0 to ")
+
+
+def test_a_profile_that_names_no_scorer_gets_all():
+    table = question_scores(asked(["Oslo", "Lima"]), {"after": [answer("In Oslo"), answer("Lima")]})
+    assert table.columns.tolist() == ["questions", *SCORERS]
+    low, high = mean_interval([2 / 3, 1])
+    assert low < 1 < high
+    assert table.loc["after", "token_f1"] == f"83.3 % ({max(0, 100 * low):.1f} to 100.0)"
+
+
+def test_one_question_has_a_score_and_only_shares_have_an_interval():
+    table = question_scores(asked(["Oslo"]), {"after": [answer("In Oslo")]})
+    assert table.loc["after", "token_f1"] == "66.7 %"
+    assert table.loc["after", "contains"].startswith("100.0 % (")
+
+
+def test_without_answers_there_is_nothing_to_score(capsys):
+    assert question_scores(asked([None, None]), {"after": [answer("a"), answer("b")]}) is None
+    assert capsys.readouterr().out.startswith("No question of this profile has an answer")

@@ -159,6 +159,11 @@ def test_unknown_profile(name):
         ),
         (
             "[[questions]]",
+            "[scoring]\nscorers = ['stops', 'contain']\n[[questions]]",
+            r"scoring: scorers: unknown contain\. Did you mean contains\? Known: exact, contains, ",
+        ),
+        (
+            "[[questions]]",
             "[prompt]\nstop_tokens = [1]\n[[questions]]",
             r"stop_tokens\[0\] must be",
         ),

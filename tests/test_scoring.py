@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from sft_utils.scoring import (
+    SCORERS,
     SCORES,
     Score,
     clustered_interval,
@@ -266,3 +267,32 @@ def test_the_table_has_a_row_for_each_score_with_n_and_entities():
         assert tuple(table.loc[score, ["low", "high"]]) == expected
         assert 0 <= expected[0] < expected[1] <= 1
     assert list(score_table(frame, ["stops"]).index) == ["stops"]
+
+
+# --- Scorers that a profile names --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "exact", "contained", "f1"),
+    [
+        ("Nairobi", "Nairobi", True, True, 1.0),
+        ("  NAIROBI\n", "Nairobi", True, False, 1.0),  # case counts in `contains` alone
+        ("It is Nairobi.", "Nairobi", False, True, 2 * (1 / 3) / (1 / 3 + 1)),
+        ("It is\nthe San  Salvador!", "San Salvador", False, True, 2 * (2 / 4) / (2 / 4 + 1)),
+        ("The cat, an animal", "A cat: animal", False, False, 1.0),
+        ("Inn or Si3", "In", False, False, 0.0),
+        ("yes yes no", "yes no no", False, False, 2 / 3),
+        ("", "Nairobi", False, False, 0.0),
+        ("...", "the", False, False, 1.0),  # nothing is left of either
+        ("...", "cat", False, False, 0.0),
+    ],
+)
+def test_scorers_by_name(response, answer, exact, contained, f1):
+    found = {name: scorer(response, answer, True) for name, scorer in SCORERS.items()}
+    assert found == {
+        "exact": exact,
+        "contains": contained,
+        "token_f1": pytest.approx(f1),
+        "stops": True,
+    }
+    assert SCORERS["stops"](response, answer, False) is False
