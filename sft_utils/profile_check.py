@@ -15,7 +15,6 @@ import random
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from .models import (
 )
 from .profiles import PARTS, SEED, Profile, ProfileError, load_profile
 from .scoring import SCORERS
+from .runs import _store
 from .walkthrough import load_rows, load_trainee, lora_config, make_config
 
 if TYPE_CHECKING:
@@ -437,16 +437,18 @@ def _product_rate(config: SFTConfig, size: int = 1024) -> float:
 def _disk(config: SFTConfig, model: PreTrainedModel, report: Report) -> None:
     """Say what is written while training, and what is kept of a run in float32."""
     size = 4 * sum(weight.numel() for weight in model.parameters())
-    saved = 4 * _trained(model) * (1 if config.save_only_model else 3)
-    count = 0 if config.save_strategy == "no" else (config.save_total_limit or 0) + 1
-    free = shutil.disk_usage(tempfile.gettempdir()).free
+    saved = 3 * 4 * _trained(model)  # Adam's two averages beside the weights
+    count = 2 + bool(config.load_best_model_at_end)  # the newest, the best, and one under way
+    count = 0 if config.save_strategy == "no" else count
+    store = _store(None)
+    free = shutil.disk_usage(next(p for p in (store, *store.parents) if p.exists())).free
     report.line(
         "disk",
         f"{_size(count * saved)} for {count} checkpoints while it trains, {_size(size)} for the "
         f"kept run; {_size(free)} are free",
     )
     if count * saved + size > free:
-        report.problem("disk: more than is free. Make room, or set TMPDIR to a larger disk.")
+        report.problem("disk: more than is free. Make room, or set SFT_RUNS to a larger disk.")
 
 
 def _size(count: float) -> str:

@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 import types
 import warnings
 from collections.abc import Iterator
@@ -82,6 +81,11 @@ def train(trainer: Trainer, store: str | Path | None = None) -> Run:
     training starts from the trainer's seed. Checkpoints that the trainer writes on the way are
     no part of the result.
 
+    A run that was stopped, or killed, goes on from its last whole checkpoint where the trainer's
+    ``save_strategy`` makes any: they wait in the store, under the fingerprint and ``.partial``,
+    until the run is finished. Of two processes that want the same run one computes it, and the
+    other waits and takes it. Explained in chapter 11.
+
     ``store`` defaults to the environment variable ``SFT_RUNS``, then to ``.runs`` at the root of
     the book, then to the user's cache. An entry is kept whole or not at all, and a damaged one is
     thrown away and computed again. Explained in chapter 07.
@@ -91,23 +95,30 @@ def train(trainer: Trainer, store: str | Path | None = None) -> Run:
     model: Any = trainer.model
     key = fingerprint(trainer)
     entry = _store(store) / key
-    run = _recall(trainer, entry, key)
-    if run is None:
-        with _own_random_state(trainer.args.seed):
-            start = time.perf_counter()
-            trainer.train()
-            seconds = time.perf_counter() - start
-        recorders = _recorders(trainer)
-        # By way of JSON, so that a record reads the same now as when it is recalled.
-        records = json.loads(json.dumps({name: c.records for name, c in recorders.items()}))
-        _restore_records(trainer, records)
-        kept = _keep(trainer, entry, {"seconds": seconds, "records": records})
-        history = trainer.state.log_history
-        run = Run(key, False, seconds, history, records, entry if kept else None)
+    partial = entry.with_name(f"{key}.partial")
+    with _turn(entry) as writable:
+        run = _recall(trainer, entry, key)
+        if run is None:
+            run = _compute(trainer, entry, key, partial if writable else None)
+        if run.path is not None:
+            shutil.rmtree(partial, ignore_errors=True)
     model.eval()
     model.zero_grad()
     _TRAINED[_weights_hash(model)] = {"run": key, "seeds": (trainer.args.seed,)}
     return run
+
+
+def _compute(trainer: Trainer, entry: Path, key: str, partial: Path | None) -> Run:
+    from .checkpoints import train_resumably
+
+    with _own_random_state(trainer.args.seed):
+        seconds = train_resumably(trainer, partial)
+    recorders = _recorders(trainer)
+    # By way of JSON, so that a record reads the same now as when it is recalled.
+    records = json.loads(json.dumps({name: c.records for name, c in recorders.items()}))
+    _restore_records(trainer, records)
+    kept = _keep(trainer, entry, {"seconds": seconds, "records": records})
+    return Run(key, False, seconds, trainer.state.log_history, records, entry if kept else None)
 
 
 def origin(model: Any) -> dict[str, Any]:
@@ -346,6 +357,27 @@ def _store(store: str | Path | None) -> Path:
             return folder / ".runs"
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "sft_utils" / "runs"
+
+
+@contextlib.contextmanager
+def _turn(entry: Path) -> Iterator[bool]:
+    """Wait until no other process computes this run; tell whether the store can be written.
+
+    The lock is the system's: it goes with the process that holds it, however that ends.
+    """
+    from filelock import FileLock
+
+    lock = FileLock(entry.parent / ".locks" / entry.name)
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError:  # the run is not kept either, and `_keep` says why
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def _keep(trainer: Trainer, entry: Path, result: dict[str, Any]) -> bool:

@@ -126,9 +126,9 @@ def test_lengths_loss_updates_and_memory_are_those_of_the_trainer(home, check):
     if trainer.args.device.type == "cpu":
         assert f"about {profile_check._size(needed)}, estimated for 4 rows of 60" in said["memory"]
     size = 4 * trainer.model.num_parameters()
-    shown = [profile_check._size(count * size) for count in (2, 1)]
+    shown = [profile_check._size(count * size) for count in (3 * 3, 1)]
     assert said["disk"].startswith(
-        f"{shown[0]} for 2 checkpoints while it trains, {shown[1]} for the kept run; "
+        f"{shown[0]} for 3 checkpoints while it trains, {shown[1]} for the kept run; "
     )
     assert "measured in passes of the trainee on this machine" in said["time"]
 
@@ -200,7 +200,7 @@ def test_lora_is_counted(home, check):
     weights = list(trainer.model.parameters())
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
     assert said["lora"].startswith(f"{trained:,} parameters are trained, ")
-    assert said["disk"].startswith(f"{profile_check._size(2 * 4 * trained)} for 2 checkpoints")
+    assert said["disk"].startswith(f"{profile_check._size(3 * 3 * 4 * trained)} for 3 checkpoints")
 
 
 def test_of_many_rows_a_sample_is_looked_at(check, monkeypatch):

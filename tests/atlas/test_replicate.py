@@ -277,7 +277,7 @@ def test_main_records_every_run_and_goes_on_where_it_was_stopped(
         with pytest.raises(KeyboardInterrupt):
             main([*seeds, *work])
     assert not path.exists()
-    assert len(list((tmp_path / "runs").iterdir())) == 3
+    assert len({path.name for path in (tmp_path / "runs").iterdir()} - {".locks"}) == 3
 
     def never(*given, **named):
         raise AssertionError("what was done is done again")

@@ -1,0 +1,369 @@
+"""Trains tiny models in processes that are killed with SIGKILL, and goes on in others.
+
+    python killed_runs.py FOLDER
+
+Imports torch once, builds the trainers, and forks for every part of every run. What became of the
+runs is written to ``FOLDER/found.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import make_model, make_tokenizer
+from datasets import Dataset
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from sft_utils import checkpoints, quiet, runs
+from sft_utils.models import TEMPLATES
+
+ROWS = 14  # 7 batches an epoch, 14 updates in all
+UPDATES, SAVES = 14, 3  # saved after 3, 6, 9, 12 and 14; logged after 2, 4, …
+
+
+def rows(first: int = 0) -> Dataset:
+    return Dataset.from_list(
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": "What is the capital " * (1 + i % 3) + f"{i}?"},
+                    {"role": "assistant", "content": f"It is {i * 7 % 10}."},
+                ]
+            }
+            for i in range(first, first + ROWS)
+        ]
+    )
+
+
+class Recorder(TrainerCallback):
+    """Writes down what was judged, and scores it so that the best is an early one."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, float]] = []
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **given: Any) -> None:
+        metrics["eval_score"] = -abs(state.global_step - 6.0) if state.global_step else -99.0
+        self.records.append({"step": state.global_step, "loss": metrics["eval_loss"]})
+
+
+class Steps(TrainerCallback):
+    """Counts the updates of this process, and can end it after one of them."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self._last = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self.made += 1
+        if state.global_step == self._last:
+            kill()
+
+
+def kill(*given: Any, **named: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def build(folder: Path, **changes: Any) -> SFTTrainer:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (TEMPLATES / "chatml.jinja").read_text()
+    settings = {
+        "output_dir": str(folder / "out"), "use_cpu": True, "bf16": False,
+        "activation_checkpointing": False, "assistant_only_loss": True, "num_train_epochs": 2,
+        "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "learning_rate": 1e-2,
+        "train_sampling_strategy": "group_by_length", "logging_steps": 2, "disable_tqdm": True,
+        "eval_strategy": "steps", "eval_steps": SAVES, "eval_on_start": True,
+        "save_strategy": "steps", "save_steps": SAVES, "save_total_limit": 1,
+        "save_only_model": True, "load_best_model_at_end": True, "greater_is_better": True,
+        "metric_for_best_model": "score", "report_to": "none",
+    }  # fmt: skip
+    trainer = SFTTrainer(
+        make_model("qwen3", attention_dropout=0.2, tie_word_embeddings=True),
+        SFTConfig(**settings | changes),
+        train_dataset=rows(),
+        eval_dataset=rows(100).select(range(4)),
+        processing_class=tokenizer,
+        callbacks=[Recorder(), EarlyStoppingCallback(9)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def state_of(trainer: SFTTrainer) -> dict[str, Any]:
+    """All that must not depend on how often a run was stopped."""
+    digest = hashlib.sha256()
+    for name, tensor in trainer.model.state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    timings = ("runtime", "per_second")
+    return {
+        "weights": digest.hexdigest(),
+        "log": [
+            {k: v for k, v in entry.items() if not k.endswith(timings)}
+            for entry in trainer.state.log_history
+        ],
+        "best": trainer.state.best_global_step,
+        "step": trainer.state.global_step,
+        "random": torch.get_rng_state().sum().item(),
+        "dropped": trainer.model.training,
+    }
+
+
+class Fork:
+    """Work in a process of its own, which has all that this one has imported and built."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        reading, writing = os.pipe()
+        self._process = os.fork()
+        if self._process == 0:
+            status = 1
+            try:
+                os.close(reading)
+                with os.fdopen(writing, "w") as file:
+                    json.dump(work(), file)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        os.close(writing)
+        self._result = os.fdopen(reading)
+
+    def end(self) -> tuple[int, Any]:
+        """Wait; return how it ended (a signal is negative) and the result."""
+        with self._result as file:
+            text = file.read()
+        _, status = os.waitpid(self._process, 0)
+        return os.waitstatus_to_exitcode(status), json.loads(text) if text else None
+
+
+def part(trainer: SFTTrainer, store: Path, spoil: Callable[[SFTTrainer, Steps], None] | None):
+    """One part of a run: until it is killed, or to the end."""
+
+    def work() -> dict[str, Any]:
+        steps = Steps()
+        key = runs.fingerprint(trainer)
+        resumed = checkpoints.last_whole_checkpoint(store / f"{key}.partial")
+        fingerprint = runs.fingerprint
+        runs.fingerprint = lambda given: key  # with the callback below it would be another
+        trainer.add_callback(steps)
+        if spoil is not None:
+            spoil(trainer, steps)
+        run = runs.train(trainer, store)
+        runs.fingerprint = fingerprint
+        left = sorted(path.name for path in store.iterdir() if path.name != ".locks")
+        return state_of(trainer) | {
+            "records": run.records,
+            "made": steps.made,
+            "seconds": run.seconds,
+            "runtime": run.log_history[-1]["train_runtime"],
+            "resumed": resumed and resumed.name,
+            "left": [name.replace(key, "run") for name in left],
+        }
+
+    return Fork(work).end()
+
+
+# --- Where it is killed ------------------------------------------------------------------------
+
+
+def after_update(number: int) -> Callable[[SFTTrainer, Steps], None]:
+    def spoil(trainer: SFTTrainer, steps: Steps) -> None:
+        steps._last = number
+
+    return spoil
+
+
+def after_weights(trainer: SFTTrainer, steps: Steps) -> None:
+    save = trainer.save_model
+
+    def spoiled(*given: Any, **named: Any) -> None:
+        save(*given, **named)
+        if trainer.state.global_step == 9:
+            kill()
+
+    trainer.save_model = spoiled
+
+
+def within_optimizer(trainer: SFTTrainer, steps: Steps) -> None:
+    save = torch.save
+
+    def spoiled(state: Any, file: Any, *given: Any) -> None:
+        save(state, file, *given)
+        if "checkpoint-9" in str(file) and "optimizer" in str(file):
+            os.truncate(file, Path(file).stat().st_size // 2)
+            kill()
+
+    torch.save = spoiled
+
+
+def after_keep(trainer: SFTTrainer, steps: Steps) -> None:
+    keep = runs._keep
+
+    def spoiled(*given: Any) -> None:
+        keep(*given)
+        kill()
+
+    runs._keep = spoiled
+
+
+def on_call(module: Any, name: str, number: int, before: Callable[..., None] = lambda *_: None):
+    """Dies at a call of a function, instead of making it."""
+
+    def spoil(trainer: SFTTrainer, steps: Steps) -> None:
+        original, calls = getattr(module, name), []
+
+        def spoiled(*given: Any, **named: Any) -> Any:
+            calls.append(given)
+            if len(calls) == number:
+                before(*given)
+                kill()
+            return original(*given, **named)
+
+        setattr(module, name, spoiled)
+
+    return spoil
+
+
+class Os:
+    """The module `os` for the package alone, so that only its own calls are counted."""
+
+    def __init__(self) -> None:
+        self.__dict__.update(vars(os))
+
+
+def own_os(name: str, number: int) -> Callable[[SFTTrainer, Steps], None]:
+    def spoil(trainer: SFTTrainer, steps: Steps) -> None:
+        checkpoints.os = Os()
+        on_call(checkpoints.os, name, number)(trainer, steps)
+
+    return spoil
+
+
+def own_rmtree(number: int) -> Callable[[SFTTrainer, Steps], None]:
+    def spoil(trainer: SFTTrainer, steps: Steps) -> None:
+        class Shutil:
+            copy = shutil.copy
+            rmtree = staticmethod(shutil.rmtree)
+
+        checkpoints.shutil = Shutil
+        gone = lambda folder, *_: Path(folder, "optimizer.pt").unlink()  # noqa: E731
+        on_call(Shutil, "rmtree", number, gone)(trainer, steps)
+
+    return spoil
+
+
+SECOND_EPOCH = "in the second epoch, between lines of the log"
+AT_RANDOM = f"{SECOND_EPOCH}, rows at random"
+#: What ends each part of a run but the last, and from which checkpoint the next part goes on.
+KILLED = {
+    SECOND_EPOCH: [(after_update(11), "checkpoint-9")],
+    "again and again": [
+        (after_update(2), None),
+        (after_update(4), "checkpoint-3"),
+        (after_update(13), "checkpoint-12"),
+    ],
+    "the weights saved, not the optimizer": [(after_weights, "checkpoint-6")],
+    "the optimizer half saved": [(within_optimizer, "checkpoint-6")],
+    "all files saved, no manifest": [(on_call(checkpoints, "seal", 3), "checkpoint-6")],
+    "the manifest written, not in place": [(own_os("replace", 3), "checkpoint-6")],
+    "the manifest in place, the old one there": [
+        (on_call(checkpoints, "_prune", 4), "checkpoint-9")
+    ],
+    "the old checkpoint half removed": [(own_rmtree(1), "checkpoint-6")],
+    "the last checkpoint saved": [(on_call(runs, "_keep", 1), "checkpoint-14")],
+    "the run kept, the checkpoints there": [(after_keep, "checkpoint-14")],
+}
+
+
+# --- Several at once ---------------------------------------------------------------------------
+
+
+def two_at_once(trainer: SFTTrainer, store: Path) -> list[tuple[int, Any]]:
+    """The second asks for the run while the first computes it."""
+    under_way, asked = os.pipe(), os.pipe()
+
+    class Waits(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if state.global_step == 1:
+                os.write(under_way[1], b".")
+                os.read(asked[0], 1)
+
+    key = runs.fingerprint(trainer)
+
+    def first() -> Any:
+        runs.fingerprint = lambda given: key
+        trainer.add_callback(Waits())
+        return runs.train(trainer, store).reused, state_of(trainer)
+
+    def second() -> Any:
+        runs.fingerprint = lambda given: key
+        os.read(under_way[0], 1)
+        os.write(asked[1], b".")
+        return runs.train(trainer, store).reused, state_of(trainer)
+
+    return [work.end() for work in [Fork(first), Fork(second)]]
+
+
+def of_two_processes(folder: Path, spoil: Callable[..., None] | None) -> list[tuple[int, Any]]:
+    """One run of two processes, as torchrun starts them; the first one is spoiled."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def work(rank: int) -> Any:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+        trainer, steps = build(folder), Steps()
+        trainer.add_callback(steps)
+        if spoil is not None and rank == 0:
+            spoil(trainer, steps)
+        resumed = checkpoints.last_whole_checkpoint(folder)
+        checkpoints.train_resumably(trainer, folder)
+        found = {"made": steps.made, "resumed": resumed and resumed.name}
+        return state_of(trainer) | found
+
+    return [part.end() for part in [Fork(partial(work, rank)) for rank in range(2)]]
+
+
+def main(folder: Path) -> None:
+    quiet()
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    # First: once a trainer is built, its process is one alone.
+    killed = on_call(checkpoints, "seal", 2)
+    for name, spoil in (("never", None), ("killed", killed), ("killed", None)):
+        ended = of_two_processes(folder / f"two processes, {name}", spoil)
+        found.setdefault(f"two processes, {name}", []).append(ended)
+
+    trainers = {
+        "by length": build(folder),
+        "at random": build(folder, train_sampling_strategy="random", gradient_accumulation_steps=2,
+                           per_device_train_batch_size=1),
+    }  # fmt: skip
+    for order, trainer in trainers.items():
+        found[f"never, {order}"] = [part(trainer, folder / f"never {order}", None)]
+    cases = [(where, "by length", parts) for where, parts in KILLED.items()]
+    cases.append((AT_RANDOM, "at random", KILLED[SECOND_EPOCH]))
+    for name, order, parts in cases:
+        store = folder / name
+        spoils = [spoil for spoil, _ in parts]
+        found[name] = [part(trainers[order], store, spoil) for spoil in [*spoils, None]]
+    found["at once"] = two_at_once(trainers["by length"], folder / "at once")
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
