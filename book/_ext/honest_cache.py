@@ -5,6 +5,9 @@ keeps its old outputs. Here each page gets a digest of all its inputs (see `page
 written into the kernelspec, which jupyter-cache compares too; and a page whose digest differs
 from that of the last build is read again, though its own file is the same.
 
+Two builds at once in one folder would share Sphinx's environment, the cache and the site, so the
+second waits until the first is done, and then finds its pages in the cache.
+
 Also here: a page that quotes a value of another page is written again when the value changes;
 a failing page is named together with its cell; every execution is timed; the downloadable
 notebook holds its outputs even if they came from the cache.
@@ -26,6 +29,7 @@ from typing import Any, ClassVar
 
 import myst_nb.core.execute.cache
 from docutils import nodes
+from filelock import FileLock, Timeout
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
 from jupyter_cache.executors.utils import single_nb_execution
@@ -263,8 +267,27 @@ def _page_error(name: str, notebook: NotebookNode, error: BaseException) -> Page
     return PageError(line)
 
 
+def take_turn(folder: Path) -> FileLock:
+    """Wait until no other process builds into ``folder``, and tell which one does.
+
+    The lock is the system's: it goes with its process, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, owner = FileLock(folder / "build.lock"), folder / "build.pid"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        other = owner.read_text("utf8") if owner.exists() else "unknown"
+        LOGGER.info("Another build works in this folder: process %s. Waiting for its end.", other)
+        lock.acquire()
+    owner.write_text(str(os.getpid()), "utf8")
+    return lock
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handlers, and put `PageClient` where myst-nb looks its client up."""
+    lock = take_turn(Path(app.doctreedir))  # before Sphinx reads what the last build left there
+    app.connect("build-finished", lambda app, error: lock.release(), priority=1000)
     small = os.environ.get("SFT_PROFILE", "atlas") in ("", "atlas")
     for name, value in (KERNEL_SETTINGS | (ONE_THREAD if small else {})).items():
         os.environ.setdefault(name, value)

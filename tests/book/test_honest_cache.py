@@ -517,3 +517,34 @@ def test_a_failure_names_the_last_cell_that_ran() -> None:
     assert line == "book/x.md, cell 1: RuntimeError: Kernel died"
     line = page_report.failure("book/x.md", new_notebook(), KeyError())
     assert line == "book/x.md, before its first cell: KeyError"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a pipe with a name holds the first build")
+def test_of_two_builds_at_once_the_second_waits_and_executes_nothing(book: Book) -> None:
+    os.mkfifo(book.root / "go")
+    for name, number in (("01-sums", "01"), ("02-lazy", "02")):
+        book.edit(f"book/{name}.md", f'print("{number}",', f'print("new {number}",')
+    book.edit("book/01-sums.md", "add(20, 2) * 1000", 'open("../go").read()')
+    first = book.start()
+    assert first.stdout is not None
+    for line in first.stdout:  # until the page is under way
+        if line.startswith("book/01-sums.md: executing"):
+            break
+    second = book.start()
+    assert second.stdout is not None
+    try:
+        told = next(line for line in second.stdout if "Another" in line or "executing" in line)
+        assert told.startswith(
+            f"Another build works in this folder: process {first.pid}. Waiting for its end."
+        )
+        (book.root / "go").write_text("on")
+        first_output = first.communicate(timeout=600)[0]
+        output = second.communicate(timeout=600)[0]
+    finally:
+        first.kill()
+        second.kill()
+    assert (first.returncode, second.returncode) == (0, 0), first_output + output
+    assert "executing" not in output
+    assert "book/02-lazy.md: executing" in first_output
+    assert book.report()["book/01-sums.md"]["cached"] is True
+    assert "'on'" in book.html("01-sums")
