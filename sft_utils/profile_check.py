@@ -36,8 +36,8 @@ from .models import (
     resolve,
 )
 from .profiles import PARTS, SEED, Profile, ProfileError, load_profile
-from .scoring import SCORERS
 from .runs import _store
+from .scoring import SCORERS
 from .walkthrough import load_rows, load_trainee, lora_config, make_config
 
 if TYPE_CHECKING:
