@@ -10,7 +10,8 @@ second waits until the first is done, and then finds its pages in the cache.
 
 Also here: a page that quotes a value of another page is written again when the value changes;
 a failing page is named together with its cell; every execution is timed; the downloadable
-notebook holds its outputs even if they came from the cache.
+notebook holds its outputs even if they came from the cache; a page built with another profile than
+the book's own says so, and the tag ``atlas`` is set for ``{only}`` where it is the book's own.
 
 For myst-nb 1.4 with ``execute_notebooks: cache`` and ``raise_on_error: true``.
 """
@@ -62,8 +63,11 @@ KERNEL_SETTINGS = {
 }
 
 
-#: For the models that the book ships. They are so small that a second thread gains nothing, and
-#: with one the order of sums, and so every result, is the same on however many processors.
+#: The profile whose models the book ships.
+BOOKS_OWN = "atlas"
+
+#: For these models. They are so small that a second thread gains nothing, and with one the order of
+#: sums, and so every result, is the same on however many processors.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 #: What a cell prints in two pieces is one output, wherever the pieces happened to be cut; and
@@ -121,6 +125,24 @@ class HonestCache:
         quotes = {(node.refdoc, node.key) for node in doctree.findall(PendingGlueReference)}
         if quotes:
             self.pages.setdefault(app.env.docname, {})["quotes"] = sorted(quotes)
+
+    def note_profile(self, app: Sphinx, doctree: nodes.document) -> None:
+        """``doctree-read``: say under the title of an executed page how it was built."""
+        profile = Path(os.environ.get("SFT_PROFILE") or BOOKS_OWN).stem
+        title = next(doctree.findall(nodes.title), None)
+        if (
+            profile == BOOKS_OWN
+            or title is None
+            or "inputs" not in self.pages.get(app.env.docname, {})
+        ):
+            return
+        text = (
+            f"Built with the profile {profile}. A dash (–) stands where it has nothing to measure, "
+            "and what the text says of the Atlas is about the models that come with the book."
+        )
+        title.parent.insert(
+            title.parent.index(title) + 1, nodes.note("", nodes.paragraph("", text))
+        )
 
     def requote(self, app: Sphinx, env: BuildEnvironment) -> list[str]:
         """``env-updated``: the pages to write because a value that they quote has changed.
@@ -288,7 +310,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handlers, and put `PageClient` where myst-nb looks its client up."""
     lock = take_turn(Path(app.doctreedir))  # before Sphinx reads what the last build left there
     app.connect("build-finished", lambda app, error: lock.release(), priority=1000)
-    small = os.environ.get("SFT_PROFILE", "atlas") in ("", "atlas")
+    small = os.environ.get("SFT_PROFILE", "") in ("", BOOKS_OWN)
+    if small:
+        app.tags.add(BOOKS_OWN)
     for name, value in (KERNEL_SETTINGS | (ONE_THREAD if small else {})).items():
         os.environ.setdefault(name, value)
     app.add_config_value("honest_cache_package", "sft_utils", "env", [str])
@@ -300,6 +324,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-get-outdated", book.outdated)
     app.connect("env-purge-doc", book.purge)
     app.connect("doctree-read", book.note_quotes)
+    app.connect("doctree-read", book.note_profile)
     app.connect("env-updated", book.requote)
     app.connect("build-finished", book.finish)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}

@@ -116,7 +116,8 @@ def page(number: str, title: str, *cells: str) -> str:
 
 PAGES = {
     "index.md": "# Book\n\n```{toctree}\n00-intro\n01-sums\n02-lazy\n```\n",
-    "00-intro.md": "# Intro\n\nQuoted: {glue:text}`02-lazy.md::answer:s`\n",
+    "00-intro.md": "# Intro\n\nQuoted: {glue:text}`02-lazy.md::answer:s`\n"
+    "\n```{only} atlas\nOur own.\n```\n\n```{only} not atlas\nYours.\n```\n",
     "01-sums.md": page("01", "Sums", "from toy import add\nadd(20, 2) * 1000"),
     "02-lazy.md": page(
         "02", "Lazy", 'from toy import answer, glue\nglue("answer", answer("Kenya"))'
@@ -313,8 +314,13 @@ def test_what_no_page_reaches_executes_nothing(book: Book) -> None:
 
 
 def test_another_profile_and_back(book: Book) -> None:
+    told = "Built with the profile hub."
     assert book.build(SFT_PROFILE="hub").executed == ["01", "02"]
+    assert told in book.html("01-sums") and told in book.html("02-lazy")
+    assert "Yours." in book.html("00-intro") and "Our own." not in book.html("00-intro")
     assert book.build().executed == []
+    assert told not in book.html("01-sums") + book.html("02-lazy")
+    assert "Our own." in book.html("00-intro") and "Yours." not in book.html("00-intro")
 
 
 def test_a_quoting_page_follows_the_page_it_quotes(book: Book) -> None:
