@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from .data import DataError, check_rows, load_sft_dataset, loss_tokens
 from .environment import describe_device, quiet
+from .forecast import Lengths, in_words, measured_rate, work
 from .generation import ChatTemplateError, render_prompt
 from .models import (
     ModelLoadError,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from trl import SFTConfig
 
 LOOKED_AT = 1000  # rows that are tokenized; of more, a sample is drawn by seed
-SECONDS = 5.0  # that one measured pass may take
 HALF = {"weight_bytes": 4 + 2, "activation_bytes": 2}  # bf16=True over float32 weights
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors has them
 PROBLEMS = (ProfileError, ModelLoadError, DataError, ChatTemplateError)
@@ -81,14 +81,6 @@ class Found:
     place: str
     template: str
     has_weights: bool
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """The tokens of training rows, cut at the limit. Of many ``rows`` they are a sample."""
-
-    tokens: list[int]
-    rows: int
 
 
 def check_profile(name: str | Path | None = None, say: Callable[[str], None] = print) -> bool:
@@ -317,31 +309,6 @@ def _trained(model: PreTrainedModel) -> int:
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
-def work(config: SFTConfig, lengths: Lengths) -> tuple[int, float]:
-    """The number of updates, and of tokens that they compute, padding included. Chapter 06.
-
-    Rows of similar length are taken to share a batch, as the walk-through's sampling has it.
-    """
-    batch, scale = config.train_batch_size, lengths.rows / len(lengths.tokens)
-    if config.packing:
-        width = config.max_length or max(lengths.tokens)
-        packed = math.ceil(scale * sum(lengths.tokens) / width)
-        batches, epoch = math.ceil(packed / batch), float(packed * width)
-    else:
-        batches = math.ceil(lengths.rows / batch)
-        longest_first = sorted(lengths.tokens, reverse=True)
-        epoch = scale * sum(
-            width * len(longest_first[start : start + batch])
-            for start, width in enumerate(longest_first)
-            if start % batch == 0
-        )
-    steps = max(1, math.ceil(batches / config.gradient_accumulation_steps))
-    updates = (
-        config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * steps)
-    )
-    return updates, epoch * updates / steps
-
-
 def _memory(
     config: SFTConfig, model: PreTrainedModel, lengths: Lengths, machine: float, report: Report
 ) -> bool:
@@ -380,7 +347,7 @@ def _time(
     config: SFTConfig, model: PreTrainedModel, lengths: Lengths, tokens: float, *, measure: bool
 ) -> str:
     if measure:
-        rate = _measured_rate(config, model, lengths)
+        rate = measured_rate(config, model, lengths)
         how = f"{rate:,.0f} tokens a second, measured in passes of the trainee on this machine"
     else:
         rate = _product_rate(config) / (6 * sum(weight.numel() for weight in model.parameters()))
@@ -389,36 +356,8 @@ def _time(
             "matrix product measured on this machine, so at least that long"
         )
     return (
-        f"about {_duration(tokens / rate)} for {tokens:,.0f} tokens, {how}; evaluation comes on top"
+        f"about {in_words(tokens / rate)} for {tokens:,.0f} tokens, {how}; evaluation comes on top"
     )
-
-
-def _measured_rate(config: SFTConfig, model: PreTrainedModel, lengths: Lengths) -> float:
-    """Tokens a second of a pass forward and backward, on random tokens; no weight changes."""
-    import torch
-
-    device, vocabulary = model.device, model.config.get_text_config().vocab_size
-    draw = torch.Generator().manual_seed(SEED)
-    model.train()
-
-    def seconds(rows: int, width: int) -> float:
-        ids = torch.randint(vocabulary, (rows, width), generator=draw).to(device)
-        start = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bool(config.bf16)):
-            loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        if device.type != "cpu":
-            torch.accelerator.synchronize()
-        return time.perf_counter() - start
-
-    width = min(32, statistics.median_high(lengths.tokens))
-    seconds(1, width)  # the first pass prepares much that later ones find ready
-    affordable = max(width, int(width * SECONDS / seconds(1, width)))  # tokens
-    width = min(affordable, statistics.median_high(lengths.tokens))
-    rows = max(1, min(config.train_batch_size, affordable // width))
-    rate = rows * width / min(seconds(rows, width) for _ in range(3))
-    model.zero_grad()
-    return rate
 
 
 def _product_rate(config: SFTConfig, size: int = 1024) -> float:
@@ -454,12 +393,6 @@ def _disk(config: SFTConfig, model: PreTrainedModel, report: Report) -> None:
 def _size(count: float) -> str:
     power = min(3, int(math.log(max(1, count), 1000)))
     return f"{count / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB')[power]}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{max(1, seconds):.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,8 +12,9 @@ import pytest
 from conftest import make_model, make_tokenizer
 
 from sft_utils import profile_check, walkthrough
+from sft_utils.forecast import Lengths, work
 from sft_utils.memory import estimate_memory
-from sft_utils.profile_check import Lengths, check_profile, main, work
+from sft_utils.profile_check import check_profile, main
 from sft_utils.profiles import load_profile
 
 PROFILE = """
