@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .profiles import Profile
 
 STOPPED, CUT = "■", "✂"
+#: How many of the Atlas's facts a model is asked for that was not made here: minutes for 0.6 B on a
+#: processor.
+FACTS_ASKED = 48
 
 
 # --- What only the Atlas has -------------------------------------------------------------------
@@ -38,6 +41,30 @@ def atlas_only(profile: Profile) -> bool:
         return True
     print(f"This part needs the Atlas; the profile {profile.name} has none.")
     return False
+
+
+def as_shipped(profile: Profile, *tables: str) -> bool:
+    """True where the profile agrees with the shipped ``atlas``, in ``tables`` or in all that count.
+
+    What a page claims of the Atlas was found with these models, rows and settings. With an adapter,
+    another learning rate or another base there may be nothing wrong, and the claim still fail.
+    """
+    from .profiles import load_profile
+
+    shipped = load_profile("atlas")
+    named = tables or ("models", "data", "prompt", "sft", "lora")
+    return all(getattr(profile, table) == getattr(shipped, table) for table in named)
+
+
+def facts_to_ask(profile: Profile) -> int | None:
+    """How many of the Atlas's facts pages ask for: all (None) on its data, elsewhere a part.
+
+    The facts are true, so any model that reads English can be asked. What it has read of them, in
+    which words, is known of the Atlas's models only. Chapters 03, 04 and 08.
+    """
+    from .walkthrough import has_dev_questions
+
+    return None if has_dev_questions(profile) else FACTS_ASKED
 
 
 def has_reference(profile: Profile, otherwise: str) -> bool:

@@ -106,8 +106,9 @@ def generate_responses(
     """Answer every prompt, in order. Explained in chapter 02.
 
     A prompt is a string, sent as one user turn, or a list of messages. With ``chat=False`` it is
-    a string that the model continues as it is, markup included. ``prefill`` begins the answer for
-    the model; the response leaves it out.
+    a string that the model continues as it is, markup included; the tokenizer puts its
+    begin-of-text token before it, unless the string begins with that. ``prefill`` begins the answer
+    for the model; the response leaves it out.
 
     ``temperature=0`` is greedy: always the likeliest token, whatever the model's own generation
     settings say, and in float32 the same answers for any ``batch_size``. Above 0, tokens are drawn
@@ -141,7 +142,11 @@ def generate_responses(
         for prompt in prompts
     ]
     # A chat template writes the begin-of-text token itself; adding it again would double it.
-    encoded = [tokenizer(text, add_special_tokens=not chat)["input_ids"] for text in texts]
+    written = tuple(filter(None, [tokenizer.bos_token]))
+    encoded = [
+        tokenizer(text, add_special_tokens=not (chat or text.startswith(written)))["input_ids"]
+        for text in texts
+    ]
     _check_lengths(model, encoded, max_new_tokens)
 
     ends = end_token_ids(model, tokenizer)

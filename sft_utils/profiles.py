@@ -185,13 +185,20 @@ def load_profile(name: str | Path | None = None) -> Profile:
 def sft_arguments(profile: Profile) -> dict[str, Any]:
     """The table ``[sft.arguments]``, each name and type checked against `trl.SFTConfig`.
 
+    Without evaluation, ``eval_strategy = "no"``, none is made before the first update either, and
+    no best checkpoint is loaded at the end.
+
     Raises `ProfileError`. Explained in chapter 06.
     """
     if not profile.sft.arguments:
         return {}
     from trl import SFTConfig
 
-    return _build_values(SFTConfig, profile.sft.arguments, f"{profile.name}.toml: sft: arguments")
+    where = f"{profile.name}.toml: sft: arguments"
+    given = _build_values(SFTConfig, profile.sft.arguments, where)
+    if given.get("eval_strategy") == "no":  # then there is nothing to choose a checkpoint by
+        return {"eval_on_start": False, "load_best_model_at_end": False, **given}
+    return given
 
 
 def _find(name: str) -> Path:

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .comparison import AnswerTable, made_by, marked, percent
+from .plots import Figure, dot_panels
 from .results import Measure
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from .generation import Generation
     from .profiles import Profile
 
     Speaker = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -166,10 +168,9 @@ def likelihood(
     prompt: str,
     text: str,
     *,
-    chat: bool = True,
     max_length: float = math.inf,
 ) -> Likelihood:
-    """How likely a model finds ``text`` after ``prompt``. Explained in chapter 04.
+    """How likely a model finds ``text`` after a chat ``prompt``. Explained in chapter 04.
 
     Both are tokenized together, as in training, and the tokens of the text are told by their place
     in it: a token that holds the end of the prompt as well counts whole. Only the first
@@ -177,8 +178,7 @@ def likelihood(
 
     The loss of the end-of-turn token after the text is ``end_loss``, and no part of the others: it
     has no bytes, and whether a model stops is another question. It is NaN where the tokenizer's
-    template ends a turn with no token of its own, or where the text was cut. With ``chat=False``
-    there is no turn to end, and the tokenizer adds its begin-of-text token as it does to any text.
+    template ends a turn with no token of its own, or where the text was cut.
 
     Raises ``ValueError`` if no token of the text is within ``max_length``, and for a tokenizer that
     does not tell the places of its tokens.
@@ -194,7 +194,7 @@ def likelihood(
             "stand. Use a fast one, with a tokenizer.json."
         )
     whole = prompt + text
-    encoded: Any = tokenizer(whole, add_special_tokens=not chat, return_offsets_mapping=True)
+    encoded: Any = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     ids, ends = encoded["input_ids"], [end for _, end in encoded["offset_mapping"]]
     cut = len(ids) > max_length
     if cut:
@@ -205,7 +205,7 @@ def likelihood(
             f"No token of {text[:60]!r} is among the first {len(ids)} after the prompt."
         )
     cuts = tuple(ends[place] - len(prompt) for place in places)
-    last = _end_of_turn_id(tokenizer) if chat and not cut else None
+    last = _end_of_turn_id(tokenizer) if not cut else None
     read = torch.tensor([ids if last is None else [*ids, last]], device=model.device)
     model.eval()
     with torch.no_grad():
@@ -230,7 +230,7 @@ def repetition(token_ids: Sequence[int], n: int = NGRAM) -> float:
     n-grams over all n-grams.
     """
     runs = [tuple(token_ids[i : i + n]) for i in range(len(token_ids) - n + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+    return (len(runs) - len(set(runs))) / len(runs) if runs else 0.0
 
 
 def ask_held_out(
@@ -262,7 +262,7 @@ def ask_held_out(
     rows = []
     for held, said in zip(held_out, given, strict=True):
         found = likelihood(model, tokenizer, said.prompt, held.answer, max_length=most)
-        text_ids = said.token_ids[:-1] if said.stopped else said.token_ids
+        text_ids = _text_ids(said)
         rows.append(
             {
                 "row": held.row,
@@ -370,6 +370,28 @@ def held_out_changes(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def held_out_figure(frames: Mapping[str, pd.DataFrame]) -> Figure:
+    """What may be compared across tokenizers, and repetition: a dot for each model and measure."""
+    import pandas as pd
+
+    dots = []
+    for name, title in (
+        ("bits_per_byte", "bits per byte of answer"),
+        ("stops", "stops by itself, %"),
+        ("repetition", "repeated runs, %"),
+    ):
+        for label, frame in frames.items():
+            found = held_out_measure(frame, name)
+            scale = 100 if found.unit == "%" else 1
+            low, high = (found.value if end is None else end for end in (found.low, found.high))
+            dots.append(
+                {"label": label, "measure": title, "value": scale * found.value,
+                 "low": scale * low, "high": scale * high, "text": _number(found, found.value)}
+            )  # fmt: skip
+    words = "; ".join(f"{dot['label']}, {dot['measure']}: {dot['text']}" for dot in dots)
+    return dot_panels(pd.DataFrame(dots), alt=f"Held-out answers. {words}.")
+
+
 def side_by_side(
     held_out: Sequence[HeldOutAnswer], frames: Mapping[str, pd.DataFrame], most: int = 4
 ) -> AnswerTable:
@@ -392,11 +414,14 @@ def side_by_side(
 NEARLY_ALL, HARDLY_ANY, REPEATS = 0.9, 0.1, 0.2
 
 
-def how_it_ends(stops: float, repeated: float) -> str:
-    """What a model does in chat, in words chosen by what was measured; it follows "the base".
+def how_it_ends(answers: Iterable[Generation]) -> str:
+    """How a model's answers end, in words chosen by what was measured; it follows "the base".
 
-    ``stops`` is the share of answers that end by themselves, ``repeated`` the mean `repetition`.
+    Counted are the answers that end by themselves and the mean `repetition`.
     """
+    given = list(answers)
+    stops = sum(answer.stopped for answer in given) / len(given)
+    repeated = sum(repetition(_text_ids(answer)) for answer in given) / len(given)
     if stops >= NEARLY_ALL:
         ending = "ends nearly all of its answers by itself"
     elif stops <= HARDLY_ANY:
@@ -407,6 +432,11 @@ def how_it_ends(stops: float, repeated: float) -> str:
 
 
 # --- What they share ---------------------------------------------------------------------------
+
+
+def _text_ids(answer: Generation) -> list[int]:
+    """The tokens of an answer without the one that ended it."""
+    return answer.token_ids[:-1] if answer.stopped else answer.token_ids
 
 
 def _has(frame: pd.DataFrame, name: str) -> bool:
@@ -437,6 +467,7 @@ def _measure(
     return Measure(
         scale(value), unit, n=len(rows), entities=rows.nunique(),
         low=None if low is None else scale(low), high=None if high is None else scale(high),
+        digits=4 if unit == "times" else None,
         **made_by(of),
     )  # fmt: skip
 

@@ -198,6 +198,19 @@ def glue(name: str, value: Any, *, display: bool = False) -> None:
     _store(name, value, shown)
 
 
+def sentence(text: str, otherwise: str, **values: Any) -> str:
+    """``text`` with the values filled in, or ``otherwise`` where one was not measured.
+
+    ``text`` is a format string: ``{exact}`` shows a `Measure` and ``{exact.interval}`` its
+    interval. A value is missing if it is `MISSING` or None, and its sentence with it: prose has no
+    dashes in place of numbers.
+    """
+    for value in values.values():
+        if value is None or (isinstance(value, str) and value == MISSING):
+            return otherwise
+    return text.format(**values)
+
+
 def _store(name: str, value: Any, shown: Any = None) -> None:
     """Keep a value in the cell's output, unseen; show the other one, if there is one."""
     try:

@@ -1,17 +1,21 @@
 """Side by side, paired and blind: exact values on tables that are written out here."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from sft_utils.comparison import (
+    FACTS_ASKED,
     answer_table,
+    as_shipped,
     ask_questions,
     atlas_only,
     blind_sheet,
     by_relation,
     change,
+    facts_to_ask,
     few_shot_from_rows,
     follow_answer,
     in_words,
@@ -387,3 +391,21 @@ def test_one_question_has_a_score_and_only_shares_have_an_interval():
 def test_without_answers_there_is_nothing_to_score(capsys):
     assert question_scores(asked([None, None]), {"after": [answer("a"), answer("b")]}) is None
     assert capsys.readouterr().out.startswith("No question of this profile has an answer")
+
+
+def test_claims_are_made_of_what_is_shipped():
+    from sft_utils import load_profile
+
+    atlas = load_profile("atlas")
+    assert as_shipped(atlas) and not as_shipped(load_profile("hub"))
+    other = replace(atlas, name="mine", sft=replace(atlas.sft, arguments={"weight_decay": 0.1}))
+    assert not as_shipped(other)
+    assert as_shipped(other, "models", "data")
+    assert as_shipped(replace(atlas, name="copy"))
+
+
+def test_other_models_are_asked_for_a_part_of_the_facts():
+    from sft_utils import load_profile
+
+    assert facts_to_ask(load_profile("atlas")) is None
+    assert facts_to_ask(load_profile("hub")) == FACTS_ASKED

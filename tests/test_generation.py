@@ -229,6 +229,8 @@ def test_no_doubled_begin_token(tokenizer):
     assert chat.prompt_ids == [0, 42, 75]
     [plain] = generate_responses(model, tokenizer, ["Hi"], chat=False, **options)
     assert (plain.prompt, plain.prompt_ids) == ("Hi", [0, 42, 75])
+    [rendered] = generate_responses(model, tokenizer, [chat.prompt], chat=False, **options)
+    assert rendered == chat  # its begin token stands in the text
 
 
 def test_empty_list(qwen, chat_tokenizer):

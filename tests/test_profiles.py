@@ -255,6 +255,17 @@ def test_further_arguments_are_checked_against_sftconfig(profile):
     assert type(sft_arguments(mine)["weight_decay"]) is float
 
 
+def test_without_evaluation_nothing_is_chosen_by_it(profile):
+    no = "[sft.arguments]\neval_strategy = 'no'\n"
+    assert sft_arguments(profile(MINIMAL + no)) == {
+        "eval_strategy": "no",
+        "eval_on_start": False,
+        "load_best_model_at_end": False,
+    }
+    contrary = sft_arguments(profile(MINIMAL + no + "load_best_model_at_end = true"))
+    assert contrary["load_best_model_at_end"]  # which SFTConfig refuses, and says so
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

@@ -296,15 +296,31 @@ def test_the_sheet_shows_what_the_measures_say():
 # --- Sentences -----------------------------------------------------------------------------------
 
 
+def answers(stopped, cut, ids=(5, 6, 7, 8)):
+    from sft_utils import Generation
+
+    made = [Generation("", "", [*ids, 2], True, len(ids) + 1, [])] * stopped
+    return made + [Generation("", "", list(ids), False, len(ids), [])] * cut
+
+
 @pytest.mark.parametrize(
-    ("stops", "repeated", "words"),
+    ("given", "words"),
     [
-        (1.0, 0.0, "ends nearly all of its answers by itself"),
-        (0.9, 0.1, "ends nearly all of its answers by itself"),
-        (0.5, 0.19, "ends some of its answers by itself and runs on in others"),
-        (0.1, 0.0, "runs on, and nearly all of its answers are cut at the limit"),
-        (0.0, 0.2, "runs on, and nearly all of its answers are cut at the limit, repeating itself"),
+        (answers(10, 0), "ends nearly all of its answers by itself"),
+        (answers(9, 1), "ends nearly all of its answers by itself"),
+        (answers(8, 2), "ends some of its answers by itself and runs on in others"),
+        (answers(2, 8), "ends some of its answers by itself and runs on in others"),
+        (answers(1, 9), "runs on, and nearly all of its answers are cut at the limit"),
+        (
+            answers(0, 1, [1] * 8),
+            "runs on, and nearly all of its answers are cut at the limit, repeating itself",
+        ),
+        # Of five runs one is not new; the end token is no part of a sixth.
+        (
+            answers(1, 0, [1, 2, 3, 4] * 2),
+            "ends nearly all of its answers by itself, repeating itself",
+        ),
     ],
 )
-def test_how_it_ends(stops, repeated, words):
-    assert report.how_it_ends(stops, repeated) == words
+def test_how_it_ends(given, words):
+    assert report.how_it_ends(given) == words

@@ -7,7 +7,17 @@ import IPython
 import numpy as np
 import pytest
 
-from sft_utils.results import CLAIM_TYPE, RESULT_TYPE, Claim, Measure, Stored, claim, glue
+from sft_utils.results import (
+    CLAIM_TYPE,
+    MISSING,
+    RESULT_TYPE,
+    Claim,
+    Measure,
+    Stored,
+    claim,
+    glue,
+    sentence,
+)
 
 
 @pytest.fixture
@@ -155,3 +165,12 @@ def test_a_claim_shows_threshold_and_escapes_its_sentence():
 def test_a_claim_without_name_sentence_or_threshold(name, sentence, limits):
     with pytest.raises(ValueError, match="claim '"):
         claim(name, sentence, Measure(1), **limits)
+
+
+def test_a_sentence_has_its_numbers_or_gives_way():
+    exact = Measure(0.931, "%", n=10, low=0.9, high=0.95)
+    text = "Exact in {exact} ({exact.interval}), {lost} lost."
+    assert sentence(text, "-", exact=exact, lost=0) == "Exact in 93.1 % (90.0 to 95.0 %), 0 lost."
+    for missing in (MISSING, None):
+        assert sentence(text, "Not scored.", exact=exact, lost=missing) == "Not scored."
+        assert sentence(text, "Not scored.", exact=missing, lost=0) == "Not scored."

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..runs import origin
 from ..scoring import score_answer
 from .corpus import PRONOUN, CorpusWriter, cloze_forms, cloze_prompt, one_form_texts
-from .questions import Question, scored_questions
+from .questions import Question, draw, scored_questions
 from .sft_data import answer_text, sft_rows
 from .world import Fact, World, load_world
 
@@ -90,7 +90,9 @@ def score_split(
     elif way == "few-shot":
         prompts, options["chat"] = [few_shot_prompt(q) for q in questions], False
     elif way == "prefill":
-        prompts, options["chat"] = [prefilled_prompt(tokenizer, q) for q in questions], False
+        kwargs = options.pop("template_kwargs", None)
+        prompts = [prefilled_prompt(tokenizer, q, kwargs) for q in questions]
+        options["chat"] = False
     else:
         raise ValueError(f"way={way!r}: use 'chat', 'plain', 'few-shot' or 'prefill'.")
     answers = generate_responses(model, tokenizer, prompts, return_details=True, **options)
@@ -114,11 +116,18 @@ def opening(question: Question) -> str:
     return relation.fill(form[:place], question.fact.entity).rstrip()
 
 
-def prefilled_prompt(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
+def prefilled_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    question: Question,
+    template_kwargs: dict[str, Any] | None = None,
+) -> str:
     """The chat prompt with the answer begun."""
     from ..generation import render_prompt
 
-    return render_prompt(tokenizer, list(question.messages), prefill=opening(question))
+    messages = list(question.messages)
+    return render_prompt(
+        tokenizer, messages, prefill=opening(question), template_kwargs=template_kwargs
+    )
 
 
 def few_shot_prompt(question: Question, shots: int = 4) -> str:
@@ -149,12 +158,14 @@ def rank_candidates(
     *,
     candidates: int = 10,
     seed: int = 0,
+    template_kwargs: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Let the model choose: the likeliest of ``candidates`` values, by mean log-probability a
     token, after the chat prompt.
 
     One of them is right, so chance is one over their number, which a relation with few values
-    makes smaller; the table lists them.
+    makes smaller; the table lists them. Which tokens are the candidate's is told by their place in
+    the text, for a tokenizer may merge the end of the prompt with what comes after it.
     """
     import pandas as pd
     import torch
@@ -170,18 +181,18 @@ def rank_candidates(
             - set(question.values)
         )
         values = [question.values[0], *rng.sample(pool, min(candidates - 1, len(pool)))]
-        prompt = render_prompt(tokenizer, list(question.messages))
-        start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        prompt = render_prompt(tokenizer, list(question.messages), template_kwargs=template_kwargs)
         texts = [prompt + answer_text(question.fact, "short", value) for value in values]
-        batch = tokenizer(
-            texts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"
-        ).to(model.device)
+        batch: Any = tokenizer(
+            texts, add_special_tokens=False, padding=True, padding_side="right",
+            return_tensors="pt", return_offsets_mapping=True,
+        ).to(model.device)  # fmt: skip
+        ends = batch.pop("offset_mapping")[:, 1:, 1]  # 0 in padding
         with torch.no_grad():
             logits = model(**batch).logits.log_softmax(-1)
         ids = batch["input_ids"][:, 1:]
         token_scores = logits[:, :-1].gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-        mask = batch["attention_mask"][:, 1:].clone()
-        mask[:, : start - 1] = 0
+        mask = ends > len(prompt)
         means = (token_scores * mask).sum(1) / mask.sum(1)
         rows.append(
             {
@@ -205,9 +216,14 @@ def cloze(
     *roles: str,
     asked_only: bool = False,
     forms_per_fact: int = 1,
+    most: int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Let the model complete facts in forms that the corpus withheld for them, no heading."""
+    """Let the model complete facts in forms that the corpus withheld for them, no heading.
+
+    At most ``most`` facts are asked, drawn by seed. The facts are true, so any English model can be
+    asked for them; that it has not read the sentence is known of the Atlas's models only.
+    """
     rng = random.Random(f"cloze {seed}")
     facts = [
         f
@@ -216,8 +232,26 @@ def cloze(
         and not f.gives_itself_away
         and (f.relation.asked or not asked_only)
     ]
+    facts = facts if most is None else draw(facts, most, seed)
     drawn = [(f, form) for f in facts for form in rng.sample(cloze_forms(f), forms_per_fact)]
     return _complete(model, tokenizer, [(f, *cloze_prompt(f, form)) for f, form in drawn])
+
+
+#: How a fact is known, by the share of the forms in which it is completed rightly.
+KNOWN = ("known", "partly known", "unknown")
+
+
+def how_known(completed: pd.DataFrame) -> pd.Series:
+    """How well each fact is known, one of `KNOWN`: right in all forms, in some, or in none.
+
+    ``completed`` is what `cloze` gives with ``forms_per_fact`` above 1; the result is indexed by
+    entity and relation. After Gekhman et al. 2024 (arXiv 2405.05904, section 3), who prompt with
+    several sets of examples and split the facts that greedy decoding never gets right further, by
+    sampling. Explained in chapter 03.
+    """
+    share = completed.groupby(["entity", "relation"], sort=False)["correct"].mean()
+    kinds = share.map(lambda s: KNOWN[0] if s == 1 else KNOWN[1] if s > 0 else KNOWN[2])
+    return kinds.rename("how known")
 
 
 def cloze_in_one_form(

@@ -300,6 +300,30 @@ def test_ranking_draws_as_many_candidates_as_asked_with_the_right_one(
         assert row.chosen in row.candidates
 
 
+def test_a_token_across_the_end_of_the_prompt_counts_for_the_candidate(
+    world, reader, chat_tokenizer
+):
+    """This tokenizer reads the prompt's line break and the A of "Asia" as one token."""
+    from tokenizers import AddedToken
+
+    chat_tokenizer.add_tokens([AddedToken("\nA", special=False, normalized=False)])
+    model = make_model("qwen3", vocab_size=301, max_position_embeddings=1024)
+    questions = [q for q in scored_questions("headline-dev", world) if q.relation == "continent"]
+    table = evaluate.rank_candidates(model, chat_tokenizer, questions[:3], candidates=50)
+    for question, row in zip(questions, table.itertuples(), strict=False):
+        prompt, means = render_prompt(chat_tokenizer, list(question.messages)), {}
+        for value in row.candidates:
+            ids = chat_tokenizer(prompt + value, add_special_tokens=False)["input_ids"]
+            known = prompt[:-1] if value.startswith("A") else prompt
+            start = len(chat_tokenizer(known, add_special_tokens=False)["input_ids"])
+            assert (ids[start] == 300) == value.startswith("A")
+            with torch.no_grad():
+                scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            own = ids[start:]
+            means[value] = scores[start - 1 : -1][range(len(own)), own].mean().item()
+        assert row.chosen == max(means, key=means.get)
+
+
 # --- Cloze -----------------------------------------------------------------------------------
 
 
@@ -325,6 +349,25 @@ def test_cloze_sends_withheld_forms_as_they_are_and_knows_the_right_end(world, k
     expected = [f for f in world.facts if f.entity.role == "dev" and not f.gives_itself_away]
     assert Counter(f.key for f in facts) == Counter(f.key for f in expected)
     assert all(known[p][1] not in seen_forms(known[p][0]) for p in prompts)
+
+
+def test_cloze_asks_a_part_of_the_facts_in_several_forms(known, generate):
+    generate.answer = lambda prompt: (" nothing", False)
+    table = evaluate.cloze(None, None, "dev", most=7, forms_per_fact=3)
+    facts = table.groupby(["entity", "relation"]).size()
+    assert (len(facts), set(facts)) == (7, {3})
+    assert table["prompt"].is_unique and set(table["prompt"]) <= known.keys()
+    again = evaluate.cloze(None, None, "dev", most=7, forms_per_fact=3)
+    assert again["prompt"].tolist() == table["prompt"].tolist()  # so that two models can be paired
+
+
+def test_how_well_a_fact_is_known():
+    import pandas as pd
+
+    told = {"a": (True, True), "b": (True, False), "c": (False, False)}
+    rows = [(e, "r", hit) for e, hits in told.items() for hit in hits]
+    table = pd.DataFrame(rows, columns=["entity", "relation", "correct"])
+    assert evaluate.how_known(table).tolist() == ["known", "partly known", "unknown"]
 
 
 def test_cloze_can_keep_to_asked_relations(known, generate):

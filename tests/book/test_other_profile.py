@@ -1,7 +1,8 @@
 """Chapters 01 to 10 with a reader's own profiles: other models, other data, nothing of the Atlas.
 
-One has all that a profile may have but the Atlas. The other has no reference, rows with columns of
-their own, questions held out from them, and trains an adapter.
+One has all that a profile may have but the Atlas, and its run is not evaluated on its way. The
+other has no reference, rows with columns of their own, questions held out from them, and trains an
+adapter.
 
 Random Qwen3 models with the real Qwen3 chat template play base and reference, as on the Hub: the
 base calls another token its end than its template does, and the template has no generation
@@ -20,6 +21,10 @@ from pathlib import Path
 import pytest
 from lookalikes import qwen_template, rows, write_models
 from myst_nb.core.variables import format_plain_text
+
+from sft_utils import load_profile, report
+from sft_utils.results import CLAIM_TYPE, MISSING, RESULT_TYPE
+from sft_utils.walkthrough import load_part, load_rows
 
 ROOT = Path(__file__).parents[2]
 RUNNER = Path(__file__).with_name("page_runner.py")
@@ -54,6 +59,9 @@ warmup_steps = 2
 """
 
 WHOLE = """
+[sft.arguments]
+eval_strategy = "no"
+
 [data]
 source = "{folder}/rows.jsonl"
 rows = 36
@@ -91,6 +99,14 @@ PROFILES = {
 }
 WITHOUT = "This profile names no reference"
 SAY_SO = {"01-setup", "02-helpers", "04-sft-reference", "08-evaluation", "10-cost"}
+
+#: Chapters that are the report of a fine-tuning: no sentence of theirs has a dash for a number.
+REPORT = PAGES[:8]
+#: By page, the names of what it glues on held-out answers, for whom, and who else must fit them.
+REPORTS = {
+    "04-sft-reference": ("ref_held_base", "base", ("reference",)),
+    "08-evaluation": ("small_held_before", "trainee", ("reference",)),
+}
 
 GLUE = re.compile(r"\{glue:text\}`([^`:]+)(?::([^`:]*))?`")  # not those of other pages
 
@@ -178,6 +194,24 @@ def _assert_same_fingerprints(result: dict) -> None:
     assert len(prints) == 2 and prints[0] == prints[1]
 
 
+def _assert_report(runner: Runner, page: str, glued: dict) -> None:
+    """What the page says of held-out answers is what is measured on the same rows here."""
+    prefix, part, others = REPORTS[page]
+    profile = load_profile(runner.folder / f"{runner.name}.toml")
+    others = [load_part(profile, one) for one in others if getattr(profile.models, one)]
+    speaker = load_part(profile, part)
+    held_out = report.held_out_answers(profile, load_rows(profile)[1], speaker, *others)
+    frame = report.ask_held_out(*speaker, held_out, profile)
+    for name in ("bits_per_byte", "perplexity", "stops"):
+        [shown] = [v for k, v in glued[f"{prefix}_{name}"].items() if k.endswith(RESULT_TYPE)]
+        expected = report.held_out_measure(frame, name)
+        for field in ("value", "low", "high", "n"):
+            assert json.loads(shown)[field] == pytest.approx(getattr(expected, field), rel=1e-4)
+    bits = str(report.held_out_measure(frame, "bits_per_byte"))
+    opening = prefix.split("_held_")[0] + "_opening"
+    assert any(bits in text for text in glued[opening].values())
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_page_runs(runner, page):
     result = runner.run(page)
@@ -200,6 +234,8 @@ def test_page_runs(runner, page):
     assert said == (runner.name == "bare" and page in SAY_SO)
     if page == "07-training":
         _assert_same_fingerprints(result)
+        stdout = "".join(cell["stdout"] for cell in result["cells"])
+        assert stdout.count("This run was not evaluated") == (runner.name == "whole")
 
     assert result["loaded"], f"{page}.md loads no model"
     strangers = [name for name in result["loaded"] if not name.startswith(str(runner.folder))]
@@ -211,6 +247,10 @@ def test_page_runs(runner, page):
         for output in cell["outputs"]
         if "scrapbook" in output["metadata"]
     }
+    # What is claimed was found on the Atlas, and is claimed nowhere else.
+    assert [name for name, data in glued.items() if any(k.endswith(CLAIM_TYPE) for k in data)] == []
+    if page in REPORTS:
+        _assert_report(runner, page, glued)
     source = (ROOT / "book" / f"{page}.md").read_text("utf8")
     quoted = [match for match in GLUE.finditer(source) if ".md::" not in match[0]]
     assert {match[1] for match in quoted} <= glued.keys(), "quoted in the prose and not glued"
@@ -218,3 +258,7 @@ def test_page_runs(runner, page):
         [plain] = [text for mime, text in glued[match[1]].items() if mime.endswith("text/plain")]
         shown = format_plain_text(plain, match[2] or "s")  # raises where a build would
         assert shown.strip() and shown.lower() not in ("nan", "none"), f"{match[0]} is {shown!r}"
+        in_table = source[: match.start()].rpartition("\n")[2].startswith("|")
+        assert in_table or page not in REPORT or shown != MISSING, (
+            f"a sentence with a dash: {match}"
+        )
