@@ -9,6 +9,7 @@ import torch
 from conftest import make_model, make_tokenizer
 
 from sft_utils import forecast
+from sft_utils.comparison import FACTS_ASKED
 from sft_utils.forecast import Lengths, answers_ahead, in_words, measured_rate
 from sft_utils.models import TEMPLATES
 
@@ -29,14 +30,14 @@ def profile(questions, limit=50):
     )
 
 
-@pytest.mark.parametrize(("questions", "batches"), [(3, 1), (16, 1), (33, 3)])
+@pytest.mark.parametrize(("questions", "batches"), [(3, 4), (16, 4), (33, 6)])
 def test_answers_are_counted_in_batches(asked, questions, batches, monkeypatch):
     clock = iter([10.0, 10.5])  # a trial takes half a second
     monkeypatch.setattr(forecast.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(forecast, "TRIAL", 5)
     before = torch.get_rng_state()
     said = answers_ahead(*asked, profile(questions), times=4)
-    count = 4 * questions
+    count = 4 * (questions + FACTS_ASKED)
     assert said.startswith(f"Ahead: {count} answers of up to 50 tokens each, about ")
     steps = 500 / float(re.search(r"([\d.]+) ms", said)[1])  # some may end before
     assert 1 <= steps <= 5
