@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 import html
 import io
 import json
@@ -86,6 +87,7 @@ def load_sft_dataset(
     counts. The result has one column, ``messages``, whose turns have a role and a content.
 
     ``rows`` keeps the first so many, or with ``seed`` a random sample of that size.
+    `resolved_version` tells which version of the data the result was made from.
 
     Raises `DataError` if the data cannot be found or read, if it lacks a column of ``columns``, or
     for a bad row (see `check_rows`), by file, row, and line where a file has lines.
@@ -113,6 +115,7 @@ def load_sft_dataset(
         if is_list
         else found.rows
     )
+    dataset.info.description = found.version  # goes along with every part of it
     if seed is not None:
         dataset = dataset.shuffle(seed=seed)
     if rows is not None:
@@ -128,12 +131,22 @@ def load_sft_dataset(
     )
 
 
+def resolved_version(dataset: Dataset) -> str:
+    """Return which version of its source a data set of `load_sft_dataset` was made from.
+
+    ``commit`` and the commit on the Hub, for a file ``sha256`` and the beginning of its sum, and
+    an empty string if neither is known. Explained in chapters 01 and 05.
+    """
+    return dataset.info.description
+
+
 class _Found(NamedTuple):
     """Rows as they were read: a list or a `Dataset`, and for a text file the line of each."""
 
     name: str
     rows: Any
     lines: list[int] | None = None
+    version: str = ""
 
     def place(self, row: int) -> str:
         line = f" (line {self.lines[row]})" if self.lines else ""
@@ -153,7 +166,8 @@ def _find(source: str | Path, split: str, revision: str | None) -> _Found:
                 f"revision={revision!r} was given with the file {path.name}: only a data set on "
                 "the Hub has revisions. Leave it out."
             )
-        return _read_file(path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return _read_file(path)._replace(version=f"sha256 {digest[:16]}")
     if (
         isinstance(source, Path)
         or path.suffix.lower() in _FILE_KINDS
@@ -163,7 +177,8 @@ def _find(source: str | Path, split: str, revision: str | None) -> _Found:
             f"There is no data file {name!r}. Check the path (relative paths start at "
             f"{Path.cwd()}), or give the name of a data set on the Hub, such as 'owner/data'."
         )
-    return _Found(name, _read_hub(name, split, revision))
+    rows, commit = _read_hub(name, split, revision)
+    return _Found(name, rows, version=f"commit {commit}" if commit else "")
 
 
 def _read_file(path: Path) -> _Found:
@@ -268,7 +283,8 @@ def _parquet_rows(path: Path) -> list[Any]:
         ) from error
 
 
-def _read_hub(name: str, split: str, revision: str | None) -> Dataset:
+def _read_hub(name: str, split: str, revision: str | None) -> tuple[Dataset, str | None]:
+    """The rows, and the commit that they are of; None if they did not come by way of the cache."""
     from datasets import load_dataset
     from huggingface_hub import HfApi, constants
 
@@ -285,11 +301,12 @@ def _read_hub(name: str, split: str, revision: str | None) -> Dataset:
             )
         with hub_offline(not reachable):
             dataset = load_dataset(name, split=split, revision=commit)
-        if commit is not None and dataset.cache_files:
+        if dataset.cache_files:
             found = Path(dataset.cache_files[0]["filename"]).parent.name
-            if found != commit:
+            if commit not in (None, found):
                 raise FileNotFoundError(f"commit {commit} cannot be had, and the cache has {found}")
-        return dataset
+            commit = found
+        return dataset, commit
     except Exception as error:
         reason = f"{type(error).__name__}: {_cut(str(error), 600)}"
         if reachable:
@@ -776,6 +793,11 @@ def _visible(text: str) -> str:
 # --- Measuring -------------------------------------------------------------------------------
 
 
+def has_generation_markers(template: str) -> bool:
+    """Whether a chat template marks what the assistant wrote. Explained in chapter 05."""
+    return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
+
+
 def loss_tokens(
     tokenizer: PreTrainedTokenizerBase,
     messages: Messages,
@@ -793,7 +815,7 @@ def loss_tokens(
     name = tokenizer.name_or_path or "this model"
     if not template:
         raise DataError(f"The tokenizer of {name!r} has no chat template. Set one first.")
-    if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
+    if not has_generation_markers(template):
         from trl.chat_template_utils import get_training_chat_template
 
         try:

@@ -1,5 +1,6 @@
 """Rows: loaded whole, refused with the place and the remedy, and the very ids that carry loss."""
 
+import hashlib
 import json
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from sft_utils.data import (
     load_sft_dataset,
     loss_tokens,
     near_duplicates,
+    resolved_version,
     sequence_lengths,
 )
 from sft_utils.profiles import Question
@@ -241,6 +243,28 @@ def test_a_shape_from_anywhere(tmp_path, monkeypatch, shape, source):
         found = load_sft_dataset(tmp_path / f"data{source}")
     assert found.column_names == ["messages"]
     assert found.to_list() == [expected, expected]
+
+
+def test_the_version_of_a_file_is_its_sum(tmp_path):
+    path = tmp_path / "data.jsonl"
+    write(path, [KENYA] * 9)
+    version = "sha256 " + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    dataset = load_sft_dataset(path)
+    parts = dataset.train_test_split(test_size=2, seed=0)
+    for part in (
+        dataset,
+        dataset.select([1]),
+        load_sft_dataset(path, rows=3, seed=1),
+        parts["train"],
+    ):
+        assert resolved_version(part) == version
+    write(path, [KENYA] * 8)
+    assert resolved_version(load_sft_dataset(path)) != version
+
+
+def test_the_version_is_unknown_without_a_cache(monkeypatch):
+    hub(monkeypatch, [KENYA])
+    assert resolved_version(load_sft_dataset("owner/data")) == ""
 
 
 def test_rows_of_a_file_may_differ_in_shape(tmp_path):

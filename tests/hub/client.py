@@ -42,7 +42,9 @@ def load(kind: str, source: str, options: dict[str, Any]) -> dict[str, Any]:
         try:
             if kind == "data":
                 dataset = data.load_sft_dataset(source, **options)
-                return {"columns": dataset.column_names, "rows": dataset["messages"][:]}
+                version = data.resolved_version(dataset)
+                columns = dataset.column_names
+                return {"columns": columns, "rows": dataset["messages"][:], "version": version}
             model, tokenizer = models.load_model_and_tokenizer(source, **options)
         except Exception as error:
             return {"error": type(error).__name__, "message": str(error)}

@@ -93,6 +93,7 @@ def everything(hub, folders):
         assert found["trainee"]["template"] == (TEMPLATES / "chatml.jinja").read_text()
         assert found["trainee"]["pad"] not in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
         assert found["data"]["columns"] == ["messages"]
+        assert found["data"]["version"] == f"commit {commit_of(hub, f'datasets/{DATA}')}"
         assert found["data"]["rows"] == [row["messages"] for row in rows(100)]
 
     return check
