@@ -1,6 +1,6 @@
 """What a training step keeps in memory: an estimate on paper, and a count of the tensors alive.
 
-Explained in chapter 06.
+Explained in chapter 06, for several devices in chapter 11.
 """
 
 from __future__ import annotations
@@ -70,6 +70,67 @@ def estimate_memory(
         "activations": activation_bytes * tokens * (kept + 3 * hidden),
         "tile of the loss": activation_bytes * rows * LOSS_TILE[1] + copies,
     }
+
+
+#: Bytes a parameter of the weights, the gradients and what the optimizer holds: Adam's two averages
+#: and, where the weights are in bfloat16, their copy in float32.
+PRECISIONS = {"float32": (4, 4, 8), "bf16 mixed": (2, 2, 12)}
+#: Which of the three are split over the devices.
+STRATEGIES = {
+    "DDP": (False, False, False),
+    "ZeRO-1": (False, False, True),
+    "ZeRO-2": (False, True, True),
+    "ZeRO-3, FSDP2": (True, True, True),
+}
+
+
+def device_memory(
+    model: PreTrainedModel,
+    tokens: int,
+    *,
+    strategy: str = "DDP",
+    devices: int = 1,
+    precision: str = "float32",
+    trained: int | None = None,
+    activation_checkpointing: bool = False,
+) -> dict[str, int]:
+    """The bytes that a training step with AdamW needs on each of ``devices`` GPUs, by part.
+
+    ``strategy`` is a key of `STRATEGIES`, ``precision`` one of `PRECISIONS`; ``tokens`` and
+    ``trained`` are those of `estimate_memory`, and ``tokens`` are those of one device: every
+    device reads rows of its own, so activations are never split. What is split goes by the ZeRO
+    paper (Rajbhandari and others 2020, page 3, Figure 1).
+
+    Where weights are split, a device puts together what it computes with, in full: counted are
+    the parts outside of the layers, one layer in use and the next, on its way. Not counted are
+    buffers of communication and what the allocator leaves unused. Raises ``ValueError`` for
+    another strategy, precision or number of devices. Explained in chapter 11.
+    """
+    for value, known in ((strategy, STRATEGIES), (precision, PRECISIONS)):
+        if value not in known:
+            raise ValueError(f"{value!r} is not known; there are {', '.join(map(repr, known))}.")
+    if devices < 1:
+        raise ValueError(f"devices = {devices}: give 1 or more.")
+    counts = {name: weight.numel() for name, weight in model.named_parameters()}
+    parameters = sum(counts.values())
+    trained = parameters if trained is None else trained
+    parts = {}
+    names = ("weights", "gradients", "optimizer")
+    for name, size, split in zip(names, PRECISIONS[precision], STRATEGIES[strategy], strict=True):
+        whole = size * (parameters if name == "weights" else trained)
+        parts[name] = -(-whole // devices) if split else whole
+    if STRATEGIES[strategy][0] and devices > 1:
+        layers = sum(count for name, count in counts.items() if ".layers." in name)
+        of_one = layers // model.config.get_text_config().num_hidden_layers
+        parts["put together"] = PRECISIONS[precision][0] * (parameters - layers + 2 * of_one)
+    estimate = estimate_memory(
+        model,
+        tokens,
+        activation_bytes=PRECISIONS[precision][0],
+        activation_checkpointing=activation_checkpointing,
+        gpu=True,
+    )
+    return parts | {name: estimate[name] for name in ("activations", "tile of the loss")}
 
 
 def peak_bytes(action: Callable[[], Any]) -> int:

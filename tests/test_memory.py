@@ -7,7 +7,14 @@ from datasets import Dataset
 from torch.autograd.graph import saved_tensors_hooks
 from trl import SFTConfig, SFTTrainer
 
-from sft_utils.memory import LOSS_TILE, estimate_memory, peak_bytes, shape_only
+from sft_utils import memory
+from sft_utils.memory import (
+    LOSS_TILE,
+    device_memory,
+    estimate_memory,
+    peak_bytes,
+    shape_only,
+)
 
 FLOATS = 4  # bytes
 
@@ -138,3 +145,103 @@ def test_a_shape_takes_no_memory():
     model = shape_only(make_model("qwen3").config)
     assert {weight.device.type for weight in model.parameters()} == {"meta"}
     assert model.num_parameters() == make_model("qwen3").num_parameters()
+
+
+# --- Several devices ---------------------------------------------------------------------------
+
+STATES = ("weights", "gradients", "optimizer")
+
+
+def test_the_figures_of_the_zero_paper():
+    """Its Figure 1: 7.5 B parameters on 64 devices, in gigabytes a device."""
+
+    class Shape:
+        def named_parameters(self):
+            yield "model.layers.0.weight", torch.empty(7_500_000_000, device="meta")
+
+        parameters = lambda self: (w for _, w in self.named_parameters())  # noqa: E731
+        config = make_model("llama").config
+
+    published = {"DDP": 120, "ZeRO-1": 31.4, "ZeRO-2": 16.6, "ZeRO-3, FSDP2": 1.9}
+    for strategy, gigabytes in published.items():
+        parts = device_memory(Shape(), 1, strategy=strategy, devices=64, precision="bf16 mixed")
+        assert sum(parts[name] for name in STATES) / 1e9 == pytest.approx(gigabytes, abs=0.05)
+
+
+def test_every_strategy_splits_what_it_says_to_the_byte():
+    model = make_model("qwen3")  # tied: the head's weights are the embedding's
+    count = model.num_parameters()
+    found = {
+        (strategy, precision): device_memory(
+            model, 40, strategy=strategy, devices=4, precision=precision
+        )
+        for strategy in memory.STRATEGIES
+        for precision in memory.PRECISIONS
+    }
+    up = lambda whole: -(-whole // 4)  # noqa: E731
+    for (strategy, precision), parts in found.items():
+        w, g, o = (size * count for size in memory.PRECISIONS[precision])
+        assert w + g + o == 16 * count
+        assert (
+            tuple(parts[name] for name in STATES)
+            == {
+                "DDP": (w, g, o),
+                "ZeRO-1": (w, g, up(o)),
+                "ZeRO-2": (w, up(g), up(o)),
+                "ZeRO-3, FSDP2": (up(w), up(g), up(o)),
+            }[strategy]
+        )
+        assert ("put together" in parts) == (strategy == "ZeRO-3, FSDP2")
+        alone = estimate_memory(model, 40, activation_bytes=w // count, gpu=True)
+        for name in ("activations", "tile of the loss"):
+            assert parts[name] == alone[name]
+    outside = model.model.embed_tokens.weight.numel() + 32  # and the last norm
+    layer = sum(weight.numel() for weight in model.model.layers[0].parameters())
+    untied = count - outside - 2 * layer
+    parts = found["ZeRO-3, FSDP2", "bf16 mixed"]
+    assert parts["put together"] == 2 * (outside + untied + 2 * layer)
+
+
+def test_one_device_has_nothing_to_split():
+    model = make_model("qwen3")
+    expected = device_memory(model, 10)
+    for strategy in memory.STRATEGIES:
+        assert device_memory(model, 10, strategy=strategy) == expected
+
+
+def test_only_what_is_trained_has_gradients_and_averages():
+    model = make_model("qwen3")
+    parts = device_memory(model, 10, devices=2, strategy="ZeRO-2", trained=101)
+    assert [parts[name] for name in STATES] == [4 * model.num_parameters(), 202, 404]
+
+
+def test_what_adamw_really_holds():
+    model = make_model("llama").train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(input_ids=torch.ones(1, 5, dtype=torch.long)).logits.sum().backward()
+    optimizer.step()
+    held = {
+        "weights": sum(w.nbytes for w in model.parameters()),
+        "gradients": sum(w.grad.nbytes for w in model.parameters()),
+        "optimizer": sum(
+            value.nbytes
+            for state in optimizer.state.values()
+            for name, value in state.items()
+            if name != "step"  # one number for each tensor
+        ),
+    }
+    parts = device_memory(model, 5)
+    assert held == {name: parts[name] for name in STATES}
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"strategy": "ZeRO-4"}, "'ZeRO-4' is not known; there are 'DDP', 'ZeRO-1'"),
+        ({"precision": "fp16"}, "'fp16' is not known; there are 'float32', 'bf16 mixed'"),
+        ({"devices": 0}, "devices = 0: give 1 or more"),
+    ],
+)
+def test_what_is_not_known_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        device_memory(make_model("qwen3"), 10, **wrong)
