@@ -118,25 +118,16 @@ def take_away(
         rows=(len(train_rows), len(validation_rows or ())),
         before=before, system=system, template_kwargs=template_kwargs,
     )  # fmt: skip
-    script = train_script(trainer, start, revision)
-    settings = run_yaml(trainer, start, revision)
+    run_arguments(trainer)  # fails here if it fails
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
     try:
         whole = draft / "whole"
-        (whole / "data").mkdir(parents=True)
-        for file, text in (
-            ("run.yaml", settings),
-            ("train.py", script),
-            ("chat_template.jinja", _tokenizer(trainer).chat_template),
-        ):
-            (whole / file).write_text(text, encoding="utf-8", newline="\n")
-        for split, rows in (("train", train_rows), ("validation", validation_rows)):
-            if rows is not None:
-                write_rows(rows, whole / "data" / f"{split}.jsonl")
-        if Path(resolve(start)).is_dir():
-            _copy_model(Path(resolve(start)), whole / "start")
+        write_run(
+            trainer, whole, start=start, train_rows=train_rows,
+            validation_rows=validation_rows, revision=revision,
+        )  # fmt: skip
         save_model(trainer, whole / "model")
         (whole / "model" / "README.md").write_text(card, encoding="utf-8")
         os.rename(whole, folder)
@@ -146,6 +137,36 @@ def take_away(
 
 
 # --- The run -----------------------------------------------------------------------------------
+
+
+def write_run(
+    trainer: SFTTrainer,
+    folder: str | Path,
+    *,
+    start: str | Path,
+    train_rows: Dataset,
+    validation_rows: Dataset | None = None,
+    revision: str | None = None,
+) -> None:
+    """Write what repeats a run into a folder: all of `take_away` but the model.
+
+    The trainer need not have been trained; the other arguments are those of `take_away`. Used in
+    chapter 11. Raises ``ValueError`` where `run_arguments` does.
+    """
+    folder = Path(folder)
+    texts = {
+        "run.yaml": run_yaml(trainer, start, revision),
+        "train.py": train_script(trainer, start, revision),
+        "chat_template.jinja": _tokenizer(trainer).chat_template,
+    }
+    (folder / "data").mkdir(parents=True)
+    for file, text in texts.items():
+        (folder / file).write_text(text, encoding="utf-8", newline="\n")
+    for split, rows in (("train", train_rows), ("validation", validation_rows)):
+        if rows is not None:
+            write_rows(rows, folder / "data" / f"{split}.jsonl")
+    if Path(resolve(start)).is_dir():
+        _copy_model(Path(resolve(start)), folder / "start")
 
 
 def run_arguments(trainer: SFTTrainer) -> dict[str, Any]:

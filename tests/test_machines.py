@@ -1,0 +1,71 @@
+"""Files for accelerate: each is what accelerate itself makes of it, and a wrong key is noticed."""
+
+import os
+
+import pytest
+import yaml
+
+from sft_utils.machines import FILES, MachineFileError, check_machine_file, machine_file
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Returns a function that writes the file of a strategy, changed as asked for."""
+
+    def write(strategy, bf16=False, **changes):
+        settings = yaml.safe_load(machine_file(strategy, bf16=bf16))
+        for key, value in changes.items():
+            table, _, name = key.rpartition("__")
+            (settings[table] if table else settings)[name] = value
+        path = tmp_path / f"{strategy}.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("strategy", FILES)
+def test_accelerate_makes_the_strategy_of_each_file(write, strategy):
+    before = dict(os.environ)
+    variables, plugin = check_machine_file(write(strategy))
+    assert variables["ACCELERATE_MIXED_PRECISION"] == "no"
+    if strategy == "FSDP2":
+        assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
+        assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
+        assert variables["ACCELERATE_USE_FSDP"] == "true"
+    else:
+        assert plugin.zero_stage == int(strategy[-1])
+        assert plugin.deepspeed_config["zero_optimization"]["stage"] == plugin.zero_stage
+        assert variables["ACCELERATE_USE_DEEPSPEED"] == "true"
+    assert dict(os.environ) == before
+
+
+def test_the_arithmetic_is_that_of_the_run(write):
+    variables, _ = check_machine_file(write("FSDP2", bf16=True))
+    assert variables["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+@pytest.mark.parametrize(
+    "strategy, change, message",
+    [
+        ("FSDP2", {"mixed_precison": "no"}, r"unknown keys \(\['mixed_precison'\]\)"),
+        ("FSDP2", {"fsdp_config__fsdp_reshard": True}, "fsdp_reshard is no setting of accelerate"),
+        (
+            "FSDP2",
+            {"fsdp_config__fsdp_ofload_params": True},
+            "fsdp_ofload_params is no setting of accelerate. Did you mean fsdp_offload_params?",
+        ),
+        ("FSDP2", {"fsdp_config__fsdp_auto_wrap_policy": "BY_LAYER"}, "BY_LAYER"),
+        ("FSDP2", {"mixed_precision": "bf61"}, "bf61"),
+        ("FSDP2", {"distributed_type": "FDSP"}, "FDSP"),
+        ("FSDP2", {"distributed_type": "MULTI_GPU"}, "distributed_type is MULTI_GPU"),
+        ("ZeRO-2", {"deepspeed_config__zero_stag": 2}, "zero_stag is no setting .* zero_stage"),
+        ("ZeRO-2", {"deepspeed_config__fsdp_version": 2}, "fsdp_version is no setting"),
+        ("ZeRO-3", {"deepspeed_config__zero3_init_flag": "perhaps"}, "perhaps"),
+    ],
+)
+def test_a_wrong_key_or_value_is_an_error_that_names_it(write, strategy, change, message):
+    path = write(strategy, **change)
+    with pytest.raises(MachineFileError, match=message) as error:
+        check_machine_file(path)
+    assert str(path) in str(error.value)
