@@ -395,11 +395,13 @@ def test_without_answers_there_is_nothing_to_score(capsys):
 
 def test_claims_are_made_of_what_is_shipped():
     from sft_utils import load_profile
+    from sft_utils.profiles import Lora
 
     atlas = load_profile("atlas")
     assert as_shipped(atlas) and not as_shipped(load_profile("hub"))
     other = replace(atlas, name="mine", sft=replace(atlas.sft, arguments={"weight_decay": 0.1}))
     assert not as_shipped(other)
+    assert not as_shipped(replace(atlas, lora=Lora(r=8, lora_alpha=16)))
     assert as_shipped(other, "models", "data")
     assert as_shipped(replace(atlas, name="copy"))
 
