@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev book test mutations models replicate lint format pins clean
+.PHONY: help install dev book test mutations profiles models replicate lint format pins clean
 
 help:  ## Show this help
 	@echo "Targets:"
@@ -39,6 +39,10 @@ test: $(INSTALLED_DEV)  ## Run the tests, a build of the book among them
 # Two processes, one thread each. What was printed of each fault shows what its failed claims measured.
 mutations: $(INSTALLED_DEV)  ## Plant faults and see that exactly the expected claims fail (25 minutes)
 	$(BIN)/python -m pytest tests/claims -m mutations $(ARGS)
+
+# Run one page after another, the tests try these profiles too; here is what only a build can show.
+profiles: $(INSTALLED_DEV)  ## Build the whole book with profiles of a reader, back and forth (12 minutes)
+	$(BIN)/python -m pytest tests/book -m profiles $(ARGS)
 
 # One thread sums in one order, so that a rerun on the same processor gives the same weights.
 models: $(INSTALLED)  ## Make the Atlas models and data again from the tables (within 90 minutes)

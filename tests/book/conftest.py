@@ -136,7 +136,7 @@ class Site:
             return {}
         return {Path(run["page"]).stem: run for run in json.loads(file.read_text("utf8"))}
 
-    def run(self) -> Build:
+    def run(self, **environment: str) -> Build:
         """Build, as ``make book`` does, in the copy."""
         (self.html / "execution.json").unlink(missing_ok=True)
         unset = {"SFT_PROFILE", "OMP_NUM_THREADS", "TQDM_DISABLE", "OMP_WAIT_POLICY"}
@@ -150,7 +150,8 @@ class Site:
                 "SFT_RUNS": str(self.root / ".runs"),
                 "HF_HUB_OFFLINE": "1",
                 "NO_COLOR": "1",
-            },
+            }
+            | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
