@@ -5,25 +5,19 @@ Explained in chapter 05.
 
 from __future__ import annotations
 
-import csv
 import difflib
-import hashlib
 import html
-import io
-import json
-import math
 import re
-import reprlib
 import unicodedata
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sft_utils.environment import hub_offline, hub_reachable, hub_remedy
 from sft_utils.models import PROBE, special_tokens
+from sft_utils.sources import DataError as DataError
+from sft_utils.sources import Rows, cut, find_rows, names_of, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +29,7 @@ ROLES = ("system", "user", "assistant", "tool")
 # The columns of each shape that a row may have. Any of them may have `system` beside it.
 _SHAPES = (("messages",), ("conversations",), ("prompt", "completion"), ("user", "assistant"))
 
-_COLUMNS = ("messages", "prompt", "completion", "system", "conversations")
+COLUMNS = ("messages", "prompt", "completion", "system", "conversations")
 
 # Who speaks, in the words of ShareGPT. Other names are left as they are, and refused by the check.
 _SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
@@ -43,13 +37,7 @@ _SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 # What a turn may hold besides its content, and what would be lost with it.
 _MORE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "thinking")
 
-_FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
-
 Messages = list[dict[str, Any]]
-
-
-class DataError(ValueError):
-    """A data set, or a row of it, cannot be used. The message names the place and the remedy."""
 
 
 class LossToken(NamedTuple):
@@ -96,7 +84,7 @@ def load_sft_dataset(
 
     if rows is not None and rows < 1:
         raise DataError(f"rows={rows}: ask for at least one row, or for all with rows=None.")
-    found = _find(source, split, revision)
+    found = find_rows(source, split, revision)
     columns = columns or {}
     _check_columns(found, columns)
     problems = _problems(
@@ -140,198 +128,10 @@ def resolved_version(dataset: Dataset) -> str:
     return dataset.info.description
 
 
-class _Found(NamedTuple):
-    """Rows as they were read: a list or a `Dataset`, and for a text file the line of each."""
-
-    name: str
-    rows: Any
-    lines: list[int] | None = None
-    version: str = ""
-
-    def place(self, row: int) -> str:
-        line = f" (line {self.lines[row]})" if self.lines else ""
-        return f"{self.name}, row {row}{line}"
-
-
-def _find(source: str | Path, split: str, revision: str | None) -> _Found:
-    name = str(source)
-    if name == "atlas-sft-data":
-        from sft_utils import atlas
-
-        source = atlas.sft_data_path()
-    path = Path(source).expanduser()
-    if path.is_file():
-        if revision is not None:
-            raise DataError(
-                f"revision={revision!r} was given with the file {path.name}: only a data set on "
-                "the Hub has revisions. Leave it out."
-            )
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return _read_file(path)._replace(version=f"sha256 {digest[:16]}")
-    if (
-        isinstance(source, Path)
-        or path.suffix.lower() in _FILE_KINDS
-        or name.startswith((".", "/", "~"))
-    ):
-        raise DataError(
-            f"There is no data file {name!r}. Check the path (relative paths start at "
-            f"{Path.cwd()}), or give the name of a data set on the Hub, such as 'owner/data'."
-        )
-    rows, commit = _read_hub(name, split, revision)
-    return _Found(name, rows, version=f"commit {commit}" if commit else "")
-
-
-def _read_file(path: Path) -> _Found:
-    kind = path.suffix.lower()
-    if kind == ".parquet":
-        return _Found(path.name, _parquet_rows(path))
-    if kind not in _FILE_KINDS:
-        raise DataError(f"{path.name} is of no known kind. Use one of: {', '.join(_FILE_KINDS)}.")
-    text = _read_text(path)
-    if kind == ".csv":
-        pairs = _csv_rows(path, text)
-    elif kind == ".jsonl":
-        # Not splitlines(): a string may hold U+2028, which is no end of a line here.
-        lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-        remedy = "Each line must hold one whole JSON object."
-        pairs = [
-            (number, _json(f"{path.name}, row {row} (line {number})", line, remedy))
-            for row, (number, line) in enumerate(lines)
-        ]
-    else:
-        remedy = "Save one list of rows; or if each line is an object, call the file .jsonl."
-        rows = _json(path.name, text, remedy)
-        if not isinstance(rows, list):
-            raise DataError(
-                f"{path.name} holds one JSON {type(rows).__name__}, {_short(rows)}, not a list. "
-                "Put the rows into a list: [{...}, {...}]."
-            )
-        return _Found(path.name, rows)
-    return _Found(path.name, [row for _, row in pairs], [line for line, _ in pairs])
-
-
-def _read_text(path: Path) -> str:
-    data = path.read_bytes()
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path.name} is in UTF-16. Save it in UTF-8.")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path.name}, line {line}: the byte {data[error.start : error.start + 1]!r} is not "
-            "UTF-8. Save the file in UTF-8."
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _json(place: str, text: str, remedy: str) -> Any:
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise DataError(f"{place}: {_short(text)} is nested too deeply. Flatten it.") from error
-    except ValueError as error:  # json's own, and Python's for a number of 5,000 digits
-        reason = _cut(str(error))
-        if isinstance(error, json.JSONDecodeError):
-            line = f"line {error.lineno}, " if "\n" in text else ""
-            reason = f"{error.msg} at {line}column {error.colno}"
-        raise DataError(
-            f"{place}: {_short(text)} is not valid JSON ({reason}). {remedy}"
-        ) from error
-
-
-def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
-    """The rows under the header, each with the line that it starts on."""
-    reader = csv.reader(io.StringIO(text), strict=True)
-    limit = csv.field_size_limit(len(text) + 1)  # a long answer is no error
-    try:
-        records = [(reader.line_num, cells) for cells in reader]
-    except csv.Error as error:
-        raise DataError(
-            f"{path.name}, line {reader.line_num}: {error}. Put a cell with a quote, a comma or a "
-            'line break between double quotes, and double the quotes in it: "so ""quoted"" here".'
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
-    starts = [1, *(end + 1 for end, _ in records)]
-    table = [(start, cells) for start, (_, cells) in zip(starts, records, strict=False) if cells]
-    if not table:
-        return []
-    header = table.pop(0)[1]
-    if len(set(header)) < len(header):
-        raise DataError(f"{path.name} has a column twice: {_names(header)}. Rename one of them.")
-    for row, (line, cells) in enumerate(table):
-        if len(cells) != len(header):
-            raise DataError(
-                f"{path.name}, row {row} (line {line}): {len(cells)} in place of {len(header)} "
-                f"cells ({_names(header)}). Add what is missing, or put a cell that has a comma "
-                "between double quotes."
-            )
-    return [(line, dict(zip(header, cells, strict=True))) for line, cells in table]
-
-
-def _parquet_rows(path: Path) -> list[Any]:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
-    try:
-        return pq.ParquetFile(path).read().to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path.name} cannot be read as Parquet: {_cut(str(error))}. Is it whole? "
-            "Copy or save it again."
-        ) from error
-
-
-def _read_hub(name: str, split: str, revision: str | None) -> tuple[Dataset, str | None]:
-    """The rows, and the commit that they are of; None if they did not come by way of the cache."""
-    from datasets import load_dataset
-    from huggingface_hub import HfApi, constants
-
-    reachable, commit = hub_reachable(), None
-    try:
-        if reachable or revision is not None:
-            # Asked for itself, because load_dataset answers any refusal with what it has.
-            commit = (
-                HfApi()
-                .resolve_revision(
-                    name, repo_type="dataset", revision=revision, local_files_only=not reachable
-                )
-                .resolved
-            )
-        with hub_offline(not reachable):
-            dataset = load_dataset(name, split=split, revision=commit)
-        if dataset.cache_files:
-            found = Path(dataset.cache_files[0]["filename"]).parent.name
-            if commit not in (None, found):
-                raise FileNotFoundError(f"commit {commit} cannot be had, and the cache has {found}")
-            commit = found
-        return dataset, commit
-    except Exception as error:
-        reason = f"{type(error).__name__}: {_cut(str(error), 600)}"
-        if reachable:
-            copy = Path(constants.HF_HUB_CACHE, "datasets--" + name.replace("/", "--"))
-            remedy = hub_remedy(error, name, "data set") or (
-                "Check both names. If it is gated, accept its terms at "
-                f"{constants.ENDPOINT}/datasets/{name} and log in with `hf auth login`. If a file "
-                f"of it is damaged, delete {copy} to download it anew."
-            )
-            raise DataError(
-                f"Cannot load the data set {name!r}, split {split!r}, from the Hub: {remedy}\n"
-                f"{reason}"
-            ) from error
-        raise DataError(
-            f"Cannot load the data set {name!r}: it is no local file, it is not in the cache, and "
-            "the Hub cannot be reached. Ways out: connect to the network; set HF_HOME to a cache "
-            "that holds it; set SFT_PROFILE=atlas for the data that ships with the book; or give "
-            f"the path of a local .jsonl file.\n{reason}"
-        ) from error
-
-
 # --- Shapes of rows --------------------------------------------------------------------------
 
 
-def _check_columns(found: _Found, columns: Mapping[str, str]) -> None:
+def _check_columns(found: Rows, columns: Mapping[str, str]) -> None:
     """Raise unless ``columns`` maps names of ours to columns that the data has."""
     if not columns:
         return
@@ -341,19 +141,19 @@ def _check_columns(found: _Found, columns: Mapping[str, str]) -> None:
         else set(found.rows.column_names)
     )
     for ours, theirs in columns.items():
-        if ours not in _COLUMNS:
+        if ours not in COLUMNS:
             raise DataError(
-                f"columns: {_short(ours)} is no name that is known here{_nearest(ours, _COLUMNS)}. "
-                f"Known: {', '.join(_COLUMNS)}."
+                f"columns: {short(ours)} is no name that is known here{_nearest(ours, COLUMNS)}. "
+                f"Known: {', '.join(COLUMNS)}."
             )
         if theirs not in there:
             raise DataError(
-                f"{found.name} has no column {_short(theirs)}, which `columns` gives for {ours!r}"
-                f"{_nearest(theirs, there)}. It has: {_names(sorted(there))}."
+                f"{found.name} has no column {short(theirs)}, which `columns` gives for {ours!r}"
+                f"{_nearest(theirs, there)}. It has: {names_of(sorted(there))}."
             )
     if len(set(columns.values())) < len(columns) or len(_named_shapes(columns)) > 1:
         raise DataError(
-            f"columns={_short(dict(columns))} describes no row: give `messages`, or "
+            f"columns={short(dict(columns))} describes no row: give `messages`, or "
             "`conversations`, or `prompt` and `completion`, and to each a column of its own."
         )
 
@@ -374,7 +174,7 @@ def _turns(row: Any, columns: Mapping[str, str]) -> Any:
     The message goes behind the place of the row.
     """
     if not isinstance(row, Mapping):
-        raise DataError(f" is {_short(row)}. It must be an object with columns.")
+        raise DataError(f" is {short(row)}. It must be an object with columns.")
     shapes = [
         shape
         for shape in _named_shapes(columns) or _SHAPES
@@ -384,14 +184,14 @@ def _turns(row: Any, columns: Mapping[str, str]) -> Any:
         shapes = [s for s in shapes if all(row[columns.get(n, n)] is not None for n in s)] or shapes
     if not shapes:
         raise DataError(
-            f" is of no known shape; its columns: {_names(row)}. It needs `messages`, or "
+            f" is of no known shape; its columns: {names_of(row)}. It needs `messages`, or "
             "`conversations`, or `prompt` and `completion`. Rename them, or say what they are "
             'called: columns={"prompt": ..., "completion": ...}.'
         )
     if len(shapes) > 1:
         raise DataError(
             f" is of two shapes at once: {' and '.join(' + '.join(shape) for shape in shapes)}; "
-            f"its columns: {_names(row)}. Say which counts, as in "
+            f"its columns: {names_of(row)}. Say which counts, as in "
             f'columns={{"{shapes[0][0]}": "{shapes[0][0]}"}}, or drop the others.'
         )
     parts = [row[columns.get(name, name)] for name in shapes[0]]
@@ -399,7 +199,7 @@ def _turns(row: Any, columns: Mapping[str, str]) -> Any:
         turns = parts[0]
         if not isinstance(turns, list) or not turns:
             column = columns.get(shapes[0][0], shapes[0][0])
-            raise DataError(f": `{column}` is {_short(turns)}. It must be a list of turns.")
+            raise DataError(f": `{column}` is {short(turns)}. It must be a list of turns.")
     else:
         turns = [
             turn
@@ -415,8 +215,8 @@ def _turns(row: Any, columns: Mapping[str, str]) -> Any:
         return [{"role": "system", "content": system}, *turns]
     if first.get("content") != system:
         raise DataError(
-            f" has two system messages: {_short(system)} in a column, and as its first turn "
-            f"{_short(first.get('content'))}. Drop one of them."
+            f" has two system messages: {short(system)} in a column, and as its first turn "
+            f"{short(first.get('content'))}. Drop one of them."
         )
     return turns
 
@@ -500,14 +300,14 @@ def _row_problem(
 ) -> str | None:
     """The first problem of a row, or None."""
     if not isinstance(row, Mapping) or "messages" not in row:
-        what = f"the columns {_names(row)}" if isinstance(row, Mapping) else _short(row)
+        what = f"the columns {names_of(row)}" if isinstance(row, Mapping) else short(row)
         return (
             f" has no `messages`, but {what}. Build one for each row: "
             '[{"role": "user", "content": ...}, {"role": "assistant", "content": ...}].'
         )
     messages = row["messages"]
     if not isinstance(messages, list) or not messages:
-        return f": `messages` is {_short(messages)}. It must be a list of turns."
+        return f": `messages` is {short(messages)}. It must be a list of turns."
     for turn, message in enumerate(messages):
         problem = _turn_problem(message)
         if problem:
@@ -537,7 +337,7 @@ def _beginning_problem(tokenizer: Any, text: str, max_length: int) -> str | None
         return None
     return (
         f" has more than max_length={max_length} tokens: the first {len(start)} characters of "
-        f"{_short(start)} alone do. Shorten or drop the row."
+        f"{short(start)} alone do. Shorten or drop the row."
     )
 
 
@@ -548,43 +348,43 @@ def _length_problem(tokenizer: Any, messages: Messages, max_length: int) -> str 
         length = len(_token_ids(tokenizer, messages))
     except TemplateError as error:
         return (
-            f" is refused by the chat template: {_cut(str(error))}. Change or drop the row, or "
+            f" is refused by the chat template: {cut(str(error))}. Change or drop the row, or "
             "choose another template."
         )
     if length <= max_length:
         return None
     return (
         f" has {length} tokens, more than max_length={max_length}, so the end of "
-        f"{_short(messages[-1]['content'])} would be cut off. "
+        f"{short(messages[-1]['content'])} would be cut off. "
         f"Raise max_length to {length}, or shorten or drop the row."
     )
 
 
 def _turn_problem(message: Any) -> str | None:
     if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-        return f"{_short(message)} is not a turn. It needs `role` and `content`."
+        return f"{short(message)} is not a turn. It needs `role` and `content`."
     role, content = message["role"], message["content"]
     if role not in ROLES:
-        return f"unknown role {_short(role)}. Use one of: {', '.join(ROLES)}."
+        return f"unknown role {short(role)}. Use one of: {', '.join(ROLES)}."
     for key in _MORE_CONTENT:
         if message.get(key):
             return (
-                f"the {role} has `{key}`: {_short(message[key])}. Only the content is checked and "
+                f"the {role} has `{key}`: {short(message[key])}. Only the content is checked and "
                 "learned. Write it into the content as the model shall write it, or drop the row."
             )
     for key in ("weight", "train"):
         if role == "assistant" and message.get(key, 1) not in (None, 1):
             return (
-                f"the assistant has `{key}`: {_short(message[key])}, but every answer is learned "
+                f"the assistant has `{key}`: {short(message[key])}, but every answer is learned "
                 "in full. Drop the row, or end it before this answer."
             )
     if not isinstance(content, str):
         return (
-            f"the content of the {role} is {_short(content)}, of type {type(content).__name__}. "
+            f"the content of the {role} is {short(content)}, of type {type(content).__name__}. "
             "It must be text."
         )
     if all(unicodedata.category(letter) in ("Zs", *_HIDDEN) for letter in content):
-        return f"the content of the {role} is empty ({_short(content)}). Fill it or drop the row."
+        return f"the content of the {role} is empty ({short(content)}). Fill it or drop the row."
     half = _half_character(content)
     return f"the content of the {role} {half}" if half else None
 
@@ -686,7 +486,7 @@ def text_problems(
         how = "contains" if written else "becomes, once the tokenizer has normalized it,"
         problems.append(
             f"{how} {written or read!r}, a special token of the tokenizer, in "
-            f"{_short(text)}. Remove it: the model would read it as markup."
+            f"{short(text)}. Remove it: the model would read it as markup."
         )
     return problems
 
@@ -703,28 +503,9 @@ def _half_character(text: str) -> str | None:
     except UnicodeEncodeError as error:
         return (
             f"contains {text[error.start]!r}, half a character that cannot be written in UTF-8, "
-            f"in {_short(text)}. Remove it, or make the file again from its source."
+            f"in {short(text)}. Remove it, or make the file again from its source."
         )
     return None
-
-
-def _short(value: Any, width: int = 60) -> str:
-    """A value as Python writes it, cut before it is written: it may be huge, or very deep."""
-    if isinstance(value, str):
-        return _cut(repr(value[:width]) + "..." * (len(value) > width), width)
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = width
-    return _cut(short.repr(value), width)
-
-
-def _cut(text: str, width: int = 200) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def _names(columns: Iterable[Any]) -> str:
-    """The names of columns, of which there may be many, long and of any type."""
-    names = [repr(str(name)[:60])[1:-1] for name in islice(columns, 30)]
-    return _cut(", ".join(names)) or "none"
 
 
 # --- Showing ---------------------------------------------------------------------------------
@@ -864,85 +645,3 @@ def _token_ids(
         messages, tokenize=True, return_dict=True, **(template_kwargs or {})
     )
     return encoded["input_ids"]
-
-
-def near_duplicates(dataset: Dataset, threshold: float = 0.8) -> pd.DataFrame:
-    """Return the pairs of rows that say nearly the same, most similar first.
-
-    The text of a row is that of its user and assistant turns, without case and punctuation;
-    similarity is the Jaccard index of the two sets of three-word runs, between 0 and 1, and pairs
-    of at least ``threshold`` (above 0) are returned. Columns: ``row``, ``other``, ``similarity``,
-    ``text``, ``other_text``. Explained in chapter 05.
-
-    The result is exact, yet few pairs are compared: two sets as similar as ``threshold`` cannot
-    but share one of their rarest members (prefix filtering, Chaudhuri et al., 2006).
-    """
-    import pandas as pd
-
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold={threshold}: it must lie above 0 and be at most 1.")
-    texts = [
-        " ".join(m["content"] for m in messages if m["role"] in ("user", "assistant"))
-        for messages in dataset["messages"]
-    ]
-    runs = [_word_runs(text) for text in texts]
-    frequency = Counter(run for row in runs for run in row)
-    holders: dict[str, list[int]] = defaultdict(list)
-    found = []
-    for row, own in enumerate(runs):
-        rarest = sorted(own, key=lambda run: (frequency[run], run))
-        prefix = rarest[: len(own) - math.ceil(threshold * len(own)) + 1]
-        for other in sorted({other for run in prefix for other in holders[run]}):
-            similarity = len(own & runs[other]) / len(own | runs[other])
-            if similarity >= threshold:
-                found.append((other, row, similarity, texts[other], texts[row]))
-        for run in prefix:
-            holders[run].append(row)
-    found.sort(key=lambda pair: (-pair[2], pair[:2]))
-    return pd.DataFrame(found, columns=["row", "other", "similarity", "text", "other_text"])
-
-
-def _word_runs(text: str, length: int = 3) -> set[str]:
-    words = re.findall(r"\w+", text.casefold())
-    return {" ".join(words[i : i + length]) for i in range(max(1, len(words) - length + 1))}
-
-
-def exact_duplicates(dataset: Dataset) -> list[tuple[int, int]]:
-    """Return (row, earlier row) for every row whose turns are exactly those of an earlier one.
-
-    The earlier one is the first of its kind, so the length is the number of rows that add nothing
-    new. `near_duplicates` finds those that differ a little. Explained in chapter 05.
-    """
-    first: dict[str, int] = {}
-    found = []
-    for row, messages in enumerate(dataset["messages"]):
-        key = json.dumps([(message["role"], message["content"]) for message in messages])
-        if first.setdefault(key, row) != row:
-            found.append((row, first[key]))
-    return found
-
-
-def leaked(dataset: Dataset, questions: Iterable[Any]) -> list[tuple[int, str]]:
-    """Return (row, question) for every question that a user of that row asks in the same words.
-
-    Case, white space and punctuation do not count. A question is a string or has its ``text``, as
-    a `sft_utils.profiles.Question` has. Explained in chapter 05.
-    """
-    asked: dict[str, list[str]] = defaultdict(list)
-    for question in questions:
-        text = getattr(question, "text", question)
-        if text not in asked[_same(text)]:
-            asked[_same(text)].append(text)
-    return [
-        (row, question)
-        for row, messages in enumerate(dataset["messages"])
-        for words in dict.fromkeys(_same(m["content"]) for m in messages if m["role"] == "user")
-        for question in asked.get(words, ())
-    ]
-
-
-def _same(text: str) -> str:
-    """A text without case, punctuation and white space at will; only these, if it is all of it."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    kept = "".join(" " if unicodedata.category(c)[0] in "PZC" else c for c in plain)
-    return " ".join(kept.split()) or text.strip()

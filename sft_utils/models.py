@@ -123,10 +123,10 @@ def load_model_and_tokenizer(
     resolved = resolve(source)
     local = Path(resolved).is_dir()
     if local:
-        _check_folder(Path(resolved), revision)
+        check_folder(Path(resolved), revision)
         commit = None
     else:
-        commit = _fetch(resolved, revision).name
+        commit = fetch(resolved, revision).name
         # Otherwise a repository without safetensors is converted by a service on the Hub.
         os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -146,17 +146,17 @@ def load_model_and_tokenizer(
                 **options,
             )
     except Exception as error:
-        raise _load_error(str(source), True, True, error, commit) from error
+        raise load_error(str(source), True, True, error, commit) from error
 
     if commit is not None:
         model.config._commit_hash = commit  # is not saved with the config
     _check_weights(str(source), report)
-    _check_vocabulary(str(source), model, tokenizer)
-    _set_template(str(source), tokenizer, chat_template, fallback_chat_template, chat_template_from)
+    check_vocabulary(str(source), model, tokenizer)
+    set_template(str(source), tokenizer, chat_template, fallback_chat_template, chat_template_from)
     if tokenizer.pad_token_id is None:
         _choose_pad_token(str(source), model, tokenizer)
     if stop_tokens:
-        _add_stop_tokens(str(source), model, tokenizer, stop_tokens)
+        add_stop_tokens(str(source), model, tokenizer, stop_tokens)
     return model.to(device or best_device()), tokenizer
 
 
@@ -181,7 +181,7 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         ids = getattr(holder, "eos_token_id", None)
         if ids is not None:
             found.update([ids] if isinstance(ids, int) else ids)
-    end_of_turn = _end_of_turn_id(tokenizer)
+    end_of_turn = end_of_turn_id(tokenizer)
     if end_of_turn is not None:
         found.add(end_of_turn)
     return sorted(found)
@@ -193,7 +193,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return sorted(added | set(tokenizer.all_special_tokens))
 
 
-def _end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that the chat template writes after an assistant's answer, if it is one token."""
     if not tokenizer.chat_template:
         return None
@@ -235,7 +235,7 @@ def _read_template(chat_template: str | Path) -> str:
     )
 
 
-def _set_template(
+def set_template(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
     chat_template: str | Path | None,
@@ -254,7 +254,7 @@ def _set_template(
     else:
         return None
     tokenizer.chat_template = text
-    if _end_of_turn_id(tokenizer) is None:
+    if end_of_turn_id(tokenizer) is None:
         warnings.warn(
             f"The chat template {str(origin)!r} does not end an assistant's turn with "
             f"a token that the tokenizer of {source!r} knows as one token, so the model "
@@ -271,13 +271,13 @@ def _template_of(source: str | Path) -> str:
     resolved = resolve(source)
     options = {}
     if not Path(resolved).is_dir():
-        options["revision"] = _fetch(resolved, None, weights=False).name
+        options["revision"] = fetch(resolved, None, weights=False).name
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             resolved, local_files_only=True, trust_remote_code=False, **options
         )
     except Exception as error:
-        raise _load_error(str(source), True, True, error, options.get("revision")) from error
+        raise load_error(str(source), True, True, error, options.get("revision")) from error
     if not tokenizer.chat_template:
         raise ModelLoadError(
             f"The chat template is to be taken from {str(source)!r}, which has none. Name a model "
@@ -286,7 +286,7 @@ def _template_of(source: str | Path) -> str:
     return tokenizer.get_chat_template()
 
 
-def _fetch(source: str, revision: str | None, weights: bool = True) -> Path:
+def fetch(source: str, revision: str | None, weights: bool = True) -> Path:
     """Download what the cache lacks of a model, and return its folder, named by the commit.
 
     Left to themselves, the libraries take a file that they cannot get for one that is not there
@@ -309,7 +309,7 @@ def _fetch(source: str, revision: str | None, weights: bool = True) -> Path:
         new = [path for path in folder.iterdir() if path.is_file() and path not in before]
         damaged = _damaged(source, folder.name, new) if new and not offline else []
     except Exception as error:
-        raise _load_error(source, False, offline, error) from error
+        raise load_error(source, False, offline, error) from error
     if damaged:
         for path in damaged:
             path.resolve().unlink()
@@ -322,7 +322,7 @@ def _fetch(source: str, revision: str | None, weights: bool = True) -> Path:
         )
     if weights and not any(folder.glob("*.safetensors")):
         if offline:
-            raise _load_error(source, False, True, FileNotFoundError(f"no weights in {folder}"))
+            raise load_error(source, False, True, FileNotFoundError(f"no weights in {folder}"))
         raise ModelLoadError(
             f"The model {source!r} offers no weights as safetensors at commit {folder.name}. Other "
             "formats can run any code that they contain, so they are not read. Name a revision or "
@@ -357,7 +357,7 @@ def _damaged(source: str, commit: str, files: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _check_folder(folder: Path, revision: str | None = None) -> None:
+def check_folder(folder: Path, revision: str | None = None) -> None:
     """Raise if a local folder cannot be a whole, safe checkpoint."""
     if revision is not None:
         raise ModelLoadError(
@@ -389,9 +389,10 @@ def _check_folder(folder: Path, revision: str | None = None) -> None:
         )
 
 
-def _load_error(
+def load_error(
     source: str, local: bool, offline: bool, error: Exception, commit: str | None = None
 ) -> ModelLoadError:
+    """The error to raise for one of the libraries', with what to do about it."""
     reason = f"{type(error).__name__}: {str(error).strip()}"
     if local and commit is not None:
         return ModelLoadError(
@@ -441,7 +442,8 @@ def _check_weights(source: str, report: dict[str, Any]) -> None:
         )
 
 
-def _check_vocabulary(source: str, model: Any, tokenizer: Any) -> None:
+def check_vocabulary(source: str, model: Any, tokenizer: Any) -> None:
+    """Raise if the tokenizer has ids that the model has no embedding for."""
     rows = model.get_input_embeddings().weight.shape[0]
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= rows:
@@ -452,7 +454,7 @@ def _check_vocabulary(source: str, model: Any, tokenizer: Any) -> None:
         )
 
 
-def _add_stop_tokens(source: str, model: Any, tokenizer: Any, stop_tokens: Sequence[str]) -> None:
+def add_stop_tokens(source: str, model: Any, tokenizer: Any, stop_tokens: Sequence[str]) -> None:
     """Note them in the model's generation config, where `end_token_ids` looks."""
     found = set(end_token_ids(model, tokenizer))
     for text in stop_tokens:

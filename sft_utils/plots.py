@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 HATCHES = ("", "////", "xxx", "----", "\\\\\\\\", "+++", "||||")  # of lines: dots make files big
 
+Points = Sequence[tuple[float, float]]  # x and y
+
 SCORE_NAMES = {
     "exact": "exact answer",
     "right_value": "right value",
@@ -294,6 +296,27 @@ def dot_panels(table: pd.DataFrame, *, alt: str) -> Figure:
     return _figure(draw, 0.8 + 0.5 * len(labels), alt)
 
 
+def curves(panels: Mapping[str, Mapping[str, Points]], *, xlabel: str, alt: str) -> Figure:
+    """Panels one above the other over the same x: title -> name of the line -> points (x, y).
+
+    Raises `ValueError` if ``alt`` is empty. Used in chapters 06 and 07.
+    """
+    styles = [("-", "o"), ("--", "s"), (":", "^"), ("-.", "D")]
+
+    def draw(canvas: Canvas) -> None:
+        below = canvas.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        for axes, (title, lines) in zip(below, panels.items(), strict=True):
+            for i, points in enumerate(lines.values()):
+                _line(axes, points, PALETTE[i], *styles[i])
+            _end_labels(axes, lines)
+            axes.set_title(title)
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+            _grid(axes, "y")
+        below[-1].set_xlabel(xlabel)
+
+    return _figure(draw, 0.6 + 1.7 * len(panels), alt)
+
+
 def loss_curves(log_history: Iterable[Mapping[str, Any]], *, alt: str) -> Figure:
     """Training loss, evaluation loss if there is any, and the learning rate below. Chapter 07.
 
@@ -334,13 +357,13 @@ def loss_curves(log_history: Iterable[Mapping[str, Any]], *, alt: str) -> Figure
     return _figure(draw, 3.9 if series["learning_rate"] else 2.9, alt)
 
 
-def _line(axes: Axes, points: list[tuple[int, float]], color: str, line: str, marker: str) -> None:
+def _line(axes: Axes, points: Points, color: str, line: str, marker: str) -> None:
     if points:
         axes.plot(*zip(*points, strict=True), color=color, linestyle=line, linewidth=2,
                   marker=marker, markersize=5, markevery=max(1, len(points) // 25))  # fmt: skip
 
 
-def _end_labels(axes: Axes, lines: Mapping[str, list[tuple[int, float]]]) -> None:
+def _end_labels(axes: Axes, lines: Mapping[str, Points]) -> None:
     """The name and last value of each line at the right, pushed apart where they would overlap."""
     ends = []
     for name, points in lines.items():

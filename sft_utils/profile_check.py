@@ -27,14 +27,14 @@ from .forecast import Lengths, in_words, measured_rate, work
 from .generation import ChatTemplateError, render_prompt
 from .models import (
     ModelLoadError,
-    _add_stop_tokens,
-    _check_folder,
-    _check_vocabulary,
-    _fetch,
-    _load_error,
-    _set_template,
+    add_stop_tokens,
+    check_folder,
+    check_vocabulary,
     end_token_ids,
+    fetch,
+    load_error,
     resolve,
+    set_template,
 )
 from .profiles import PARTS, SEED, Profile, ProfileError, load_profile
 from .runs import _store
@@ -141,9 +141,9 @@ def _find(profile: Profile, source: str, revision: str | None) -> Found:
     resolved, prompt = resolve(source), profile.prompt
     folder, local = Path(resolved), Path(resolved).is_dir()
     if local:
-        _check_folder(folder, revision)
+        check_folder(folder, revision)
     else:
-        folder = _fetch(source, revision, weights=False)
+        folder = fetch(source, revision, weights=False)
     files = sorted(folder.glob("*.safetensors"))
     try:
         shape = shape_only(AutoConfig.from_pretrained(folder, trust_remote_code=False))
@@ -155,10 +155,10 @@ def _find(profile: Profile, source: str, revision: str | None) -> Found:
                     part = weights.get_slice(key)
                     kinds[part.get_dtype()] += math.prod(part.get_shape())
     except Exception as error:
-        raise _load_error(source, True, True, error) from error
-    _check_vocabulary(source, shape, tokenizer)
-    origin = _set_template(source, tokenizer, None, prompt.chat_template, prompt.chat_template_from)
-    _add_stop_tokens(source, shape, tokenizer, prompt.stop_tokens)
+        raise load_error(source, True, True, error) from error
+    check_vocabulary(source, shape, tokenizer)
+    origin = set_template(source, tokenizer, None, prompt.chat_template, prompt.chat_template_from)
+    add_stop_tokens(source, shape, tokenizer, prompt.stop_tokens)
     stored = kinds.most_common(1)[0][0] if kinds else str(shape.config.dtype).removeprefix("torch.")
     if local:
         shipped = not Path(source).expanduser().is_dir()

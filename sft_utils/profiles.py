@@ -220,13 +220,13 @@ def _find(name: str) -> Path:
 
 def _check(profile: Profile, path: Path, held_out: int) -> None:
     """What no type can tell."""
-    from sft_utils.data import _COLUMNS
+    from sft_utils.data import COLUMNS
     from sft_utils.scoring import SCORERS
 
     models, data, prompt, sft = profile.models, profile.data, profile.prompt, profile.sft
     if not (profile.questions or held_out):
         raise ProfileError(f"{path.name}: `questions` is empty. Write one [[questions]] at least.")
-    _check_names(data.columns, _COLUMNS, f"{path.name}: data: columns")
+    _check_names(data.columns, COLUMNS, f"{path.name}: data: columns")
     _check_names(profile.scoring.scorers, SCORERS, f"{path.name}: scoring: scorers")
     if prompt.chat_template and prompt.chat_template_from:
         raise ProfileError(
@@ -278,7 +278,7 @@ def _with_paths(profile: Profile, path: Path) -> Profile:
 
 def _read_questions(profile: Path, name: str) -> list[dict[str, Any]]:
     """The tables of a JSONL or CSV file, each checked here, where its line is known."""
-    from sft_utils.data import DataError, _read_file
+    from sft_utils.sources import DataError, read_rows
 
     path = next(
         (p for p in (profile.parent / Path(name).expanduser(), Path(name)) if p.is_file()), None
@@ -289,7 +289,7 @@ def _read_questions(profile: Path, name: str) -> list[dict[str, Any]]:
             "path of a .jsonl or .csv file, or write [[questions]] tables."
         )
     try:
-        table = _read_file(path)
+        table = read_rows(path)
     except DataError as error:
         raise ProfileError(f"{profile.name}: questions: {error}") from error
     found = []

@@ -186,7 +186,7 @@ def likelihood(
     import torch
     from torch.nn.functional import cross_entropy
 
-    from .models import _end_of_turn_id
+    from .models import end_of_turn_id
 
     if not tokenizer.is_fast:
         raise ValueError(
@@ -205,7 +205,7 @@ def likelihood(
             f"No token of {text[:60]!r} is among the first {len(ids)} after the prompt."
         )
     cuts = tuple(ends[place] - len(prompt) for place in places)
-    last = _end_of_turn_id(tokenizer) if not cut else None
+    last = end_of_turn_id(tokenizer) if not cut else None
     read = torch.tensor([ids if last is None else [*ids, last]], device=model.device)
     model.eval()
     with torch.no_grad():

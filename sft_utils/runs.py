@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Arguments that say where things are written and what is shown, not what is computed. Every other
 # argument counts, those of future versions too.
-_NO_EFFECT = {
+NO_EFFECT = {
     "output_dir",
     "run_name",
     "project",
@@ -146,7 +146,7 @@ def fingerprint(trainer: Trainer) -> str:
         _rows_hash(trainer.train_dataset),
         _rows_hash(trainer.eval_dataset),
         _environment(trainer),
-        {k: v for k, v in trainer.args.to_dict().items() if k not in _NO_EFFECT},
+        {k: v for k, v in trainer.args.to_dict().items() if k not in NO_EFFECT},
         _tokenizer_state(trainer.processing_class),
         [
             _describe(callback)

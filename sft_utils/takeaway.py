@@ -26,9 +26,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .models import _end_of_turn_id, end_token_ids, resolve
+from .models import end_of_turn_id, end_token_ids, resolve
 from .results import MISSING, Measure
-from .runs import _NO_EFFECT
+from .runs import NO_EFFECT
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,7 +61,7 @@ GROUPS = {
 _FURTHER = "Further arguments."
 
 # Set from other arguments, or named in the files in another way.
-_LEFT_OUT = _NO_EFFECT | {
+_LEFT_OUT = NO_EFFECT | {
     "do_eval", "do_train", "gradient_checkpointing", "model_init_kwargs", "chat_template_path",
     "pad_token",
 }  # fmt: skip
@@ -545,7 +545,7 @@ def _tokenizer(trainer: Any) -> Any:
 
 def _turn_end(tokenizer: Any) -> str | None:
     """The token that ends a turn, unless calling it the end token changes how rows are written."""
-    turn_end = _end_of_turn_id(tokenizer)
+    turn_end = end_of_turn_id(tokenizer)
     if turn_end is None:
         return None
     if turn_end != tokenizer.eos_token_id and "eos_token" in tokenizer.chat_template:

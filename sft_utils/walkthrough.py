@@ -12,7 +12,6 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .data import DataError, check_rows, load_sft_dataset
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTConfig, SFTTrainer
 
-    from .plots import Figure
 
 VALIDATION_SHARE = 0.05  # of the rows: training does not see them
 DEV_QUESTIONS = 120  # asked at every evaluation, to choose the checkpoint
@@ -248,29 +246,3 @@ def silence(trainer: SFTTrainer) -> None:
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
-
-
-Line = Sequence[tuple[float, float]]
-
-
-def curves(panels: Mapping[str, Mapping[str, Line]], *, xlabel: str, alt: str) -> Figure:
-    """Panels one above the other over the same x: title -> name of the line -> points (x, y).
-
-    Used in chapters 06 and 07.
-    """
-    from . import plots
-
-    styles = [("-", "o"), ("--", "s"), (":", "^"), ("-.", "D")]
-
-    def draw(canvas: Any) -> None:
-        below = canvas.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-        for axes, (title, lines) in zip(below, panels.items(), strict=True):
-            for i, points in enumerate(lines.values()):
-                plots._line(axes, list(points), plots.PALETTE[i], *styles[i])  # type: ignore[arg-type]
-            plots._end_labels(axes, {name: list(points) for name, points in lines.items()})  # type: ignore[arg-type]
-            axes.set_title(title)
-            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-            plots._grid(axes, "y")
-        below[-1].set_xlabel(xlabel)
-
-    return plots._figure(draw, 0.6 + 1.7 * len(panels), alt)

@@ -13,14 +13,12 @@ from sft_utils.data import (
     DataError,
     check_rows,
     display_dataset,
-    exact_duplicates,
-    leaked,
     load_sft_dataset,
     loss_tokens,
-    near_duplicates,
     resolved_version,
     sequence_lengths,
 )
+from sft_utils.duplicates import exact_duplicates, leaked, near_duplicates
 from sft_utils.profiles import Question
 
 
@@ -622,7 +620,7 @@ def test_near_duplicates_are_those_of_all_pairs(threshold):
     """Prefix filtering skips pairs, never a similar one."""
     import random
 
-    from sft_utils.data import _word_runs
+    from sft_utils.duplicates import _word_runs
 
     draw = random.Random(0)
     words = "a b c d e".split()

@@ -17,12 +17,10 @@ from sft_utils.data import (
     DataError,
     check_rows,
     display_dataset,
-    exact_duplicates,
-    leaked,
     load_sft_dataset,
     loss_tokens,
-    near_duplicates,
 )
+from sft_utils.duplicates import exact_duplicates, leaked, near_duplicates
 from sft_utils.generation import ChatTemplateError, render_prompt
 from sft_utils.models import TEMPLATES, special_tokens
 

@@ -15,6 +15,7 @@ from sft_utils.plots import (
     HATCHES,
     MARK,
     PALETTE,
+    curves,
     lengths,
     loss_curves,
     loss_view,
@@ -395,3 +396,16 @@ def test_loss_view_as_plain_text():
 def test_loss_view_of_nothing():
     with pytest.raises(ValueError, match="no tokens"):
         loss_view([])
+
+
+def test_curves_draw_every_panel_and_name_every_line():
+    panels = {
+        "loss": {"validation": [(0, 2.0), (1, 1.0)]},
+        "rate": {"a": [(0, 1.0)], "b": [(0, 0.5)]},
+    }
+    figure = curves(panels, xlabel="epoch", alt="Loss falls from 2 to 1.")
+    for text in ("loss", "rate", "validation", "a 1", "b 0.5", "epoch"):
+        assert text in figure.svg
+    assert figure.alt == "Loss falls from 2 to 1."
+    with pytest.raises(ValueError, match="alt"):
+        curves(panels, xlabel="epoch", alt="")

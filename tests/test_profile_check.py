@@ -215,7 +215,7 @@ def test_weights_that_are_not_here_yet(home, check, monkeypatch):
     """As for a model on the Hub, of which only the small files are fetched."""
     small = home / "small"
     shutil.copytree(home / "tiny", small, ignore=shutil.ignore_patterns("*.safetensors"))
-    monkeypatch.setattr(profile_check, "_fetch", lambda source, revision, weights: small)
+    monkeypatch.setattr(profile_check, "fetch", lambda source, revision, weights: small)
     good, said = check(('trainee = "tiny"', 'trainee = "owner/tiny"'))
     assert good, said
     assert "float32, on the Hub, its weights not downloaded yet" in said["trainee"]
@@ -246,7 +246,7 @@ def test_a_model_that_does_not_fit_is_not_loaded(check, monkeypatch):
         (("[prompt]", '[prompt]\nstop_tokens = ["ab cd"]'), r"'ab cd' is \d tokens of"),
         (("[data]", 'trainee_revision = "v1"\n[data]'), r"trainee: The folder .* no revision 'v1'"),
         (("[[q", "[sft.arguments]\npackin = true\n[[q"), r"settings: .* Did you mean packing\?"),
-        (("[[q", "[sft.arguments]\neval_strategy = 'no'\n[[q"), "settings: .*strategy"),
+        (("[[q", "[sft.arguments]\nsave_steps = 0.3\n[[q"), "settings: .*steps"),
         (
             ("[[q", "[lora]\nr = 1\nlora_alpha = 1\ntarget_modules = ['q_prj']\n[[q"),
             "Target modules .*q_prj.* not found",

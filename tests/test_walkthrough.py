@@ -466,16 +466,3 @@ def test_importing_costs_nothing_and_scratch_folders_go_with_the_process():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not Path(done.stdout.strip()).exists()
-
-
-def test_curves_draw_every_panel_and_name_every_line():
-    panels = {
-        "loss": {"validation": [(0, 2.0), (1, 1.0)]},
-        "rate": {"a": [(0, 1.0)], "b": [(0, 0.5)]},
-    }
-    figure = walkthrough.curves(panels, xlabel="epoch", alt="Loss falls from 2 to 1.")
-    for text in ("loss", "rate", "validation", "a 1", "b 0.5", "epoch"):
-        assert text in figure.svg
-    assert figure.alt == "Loss falls from 2 to 1."
-    with pytest.raises(ValueError, match="alt"):
-        walkthrough.curves(panels, xlabel="epoch", alt="")
