@@ -1,11 +1,16 @@
 """Files for accelerate: each is what accelerate itself makes of it, and a wrong key is noticed."""
 
 import os
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import yaml
 
 from sft_utils.machines import FILES, MachineFileError, check_machine_file, machine_file
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -69,3 +74,28 @@ def test_a_wrong_key_or_value_is_an_error_that_names_it(write, strategy, change,
     with pytest.raises(MachineFileError, match=message) as error:
         check_machine_file(path)
     assert str(path) in str(error.value)
+
+
+def test_the_command_of_chapter_11_starts_what_it_says(tmp_path, monkeypatch):
+    """What `trl sft` hands to accelerate, and what the run is told, though run.yaml says other."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+    from trl.scripts.sft import make_parser
+
+    page = (ROOT / "book" / "11-machines.md").read_text("utf8")
+    [command] = re.findall(r"^trl sft .*?(?=\n```)", page, re.MULTILINE | re.DOTALL)
+    words = shlex.split(command.replace("\\\n", " "))[2:]
+    (tmp_path / "fsdp2.yaml").write_text(machine_file("FSDP2"))
+    (tmp_path / "run.yaml").write_text(
+        "model_name_or_path: start\nuse_cpu: true\nbf16: false\nactivation_checkpointing: false\n"
+        "per_device_train_batch_size: 16\nnum_processes: 1\noutput_dir: out-trl\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    *_, run, model, _, from_file, from_line = make_parser().parse_args_and_config(
+        words, return_remaining_strings=True, separate_remaining_strings=True
+    )
+    assert (run.use_cpu, run.per_device_train_batch_size) == (False, 2)
+    assert model.model_name_or_path == "start"
+    launch = resolve_accelerate_config_argument(from_file + from_line)
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args([*launch, "sft.py"]))
+    assert (args.num_processes, args.use_fsdp, args.fsdp_version) == (8, True, 2)
