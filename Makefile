@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev book test mutations profiles models replicate lint format pins clean
+.PHONY: help install dev book test mutations profiles test-site models replicate lint format pins clean
 
 help:  ## Show this help
 	@echo "Targets:"
@@ -43,6 +43,11 @@ mutations: $(INSTALLED_DEV)  ## Plant faults and see that exactly the expected c
 # Run one page after another, the tests try these profiles too; here is what only a build can show.
 profiles: $(INSTALLED_DEV)  ## Build the whole book with profiles of a reader, back and forth (12 minutes)
 	$(BIN)/python -m pytest tests/book -m profiles $(ARGS)
+
+# A browser looks at the site in _build, or at the one in the folder that SFT_SITE names.
+test-site: $(INSTALLED_DEV)  ## Build the book and test the site in Chromium (10 minutes)
+	[ -n "$$SFT_SITE" ] || $(BIN)/jupyter-book build .
+	$(BIN)/python -m pytest tests/site -m site $(ARGS)
 
 # One thread sums in one order, so that a rerun on the same processor gives the same weights.
 models: $(INSTALLED)  ## Make the Atlas models and data again from the tables (within 90 minutes)

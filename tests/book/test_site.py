@@ -414,7 +414,8 @@ def test_every_quoted_figure_is_there(site, page):
         other = re.search(r":doc: (\S+)\.md", options)
         assert name in site.page(other[1] if other else page.name).glued
     wanted = len(re.findall(r"```\{glue:\w*\} \S+", page.source))
-    assert len(page.article.select("figure, img, svg")) >= wanted
+    shown = page.article.select("figure, img, svg, table.sft-answers, .asked")
+    assert len(shown) >= wanted
 
 
 # --- Links, images -------------------------------------------------------------------------------

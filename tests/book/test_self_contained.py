@@ -1,0 +1,246 @@
+"""The built site asks nothing of other hosts, and each page carries its policy, words and icons."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import html
+import io
+import re
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from bs4 import BeautifulSoup
+from fontTools.ttLib import TTFont
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+
+import page_frame  # noqa: E402
+import self_contained  # noqa: E402
+from docutils import nodes  # noqa: E402
+
+#: What browsers fetch by themselves, by tag and attribute.
+FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src",
+           "object": "data", "embed": "src", "use": "href", "image": "href"}  # fmt: skip
+THEME_PAGE = """<html data-content_root="../"><head>
+<meta charset="utf-8" />
+<script>let a = 1;</script><script src="https://cdn.example/x.js"></script>
+<link href="../_static/a.css" rel="stylesheet" /><link rel="next" href="b.html" />
+</head><body><header id="pst-header" class="bd-header"><button>Search</button></header>
+<button onclick="window.print()" class="x">p</button><pre>onclick="kept"</pre></body></html>"""
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    """Every HTML file of the site, by its path in it."""
+    files = sorted(path for path in site.html.rglob("*.html") if "_static" not in path.parts)
+    assert len(files) >= 15
+    return {
+        path.relative_to(site.html).as_posix(): BeautifulSoup(path.read_text("utf8"), "html.parser")
+        for path in files
+    }
+
+
+@pytest.fixture(scope="module")
+def css(site):
+    return (site.html / "_static" / "site.css").read_text("utf8")
+
+
+def policy_of(soup):
+    """The page's policy as directives, and what stands in the head before it."""
+    [meta] = soup.find_all("meta", attrs={"http-equiv": "Content-Security-Policy"})
+    parts = [part.split() for part in meta["content"].split(";")]
+    return {name: sources for name, *sources in parts}, meta.find_previous_siblings()
+
+
+def test_every_page_has_a_policy_before_anything_that_it_rules(pages):
+    for name, soup in pages.items():
+        rules, before = policy_of(soup)
+        assert [tag.name for tag in before] == ["meta"], name
+        assert rules["default-src"] == ["'none'"], name
+        if soup.find("script"):
+            assert "'unsafe-inline'" not in rules["script-src"], name
+            assert not any(source.startswith(("http", "*")) for r in rules.values() for source in r)
+
+
+def test_scripts_in_pages_are_those_whose_hash_the_policy_has(pages):
+    for name, soup in pages.items():
+        for script in soup.find_all("script", src=False):
+            digest = base64.b64encode(hashlib.sha256(script.string.encode()).digest()).decode()
+            assert f"'sha256-{digest}'" in policy_of(soup)[0]["script-src"], name
+
+
+def test_no_page_has_handlers_in_attributes(pages):
+    for name, soup in pages.items():
+        found = [a for tag in soup.find_all(True) for a in tag.attrs if a.startswith("on")]
+        assert found == [], name
+
+
+def test_what_pages_fetch_is_in_the_site(pages, site):
+    for name, soup in pages.items():
+        links = [tag["href"] for tag in soup.select("link[rel~=stylesheet], link[rel~=icon]")]
+        links += [t[a] for tag, a in FETCHED.items() for t in soup.find_all(tag) if t.get(a)]
+        assert not soup.select("link[rel~=preload], link[rel~=preconnect], link[rel~=dns-prefetch]")
+        for link in links:
+            url = urlsplit(link)
+            if url.scheme == "data" or link.startswith("#"):
+                continue
+            assert not url.scheme and not url.netloc, (name, link)
+            folder = site.html if url.path.startswith("/") else (site.html / name).parent
+            path = re.sub(r"^/sft-executed/", "", url.path)
+            assert (folder / path).is_file(), (name, link)
+
+
+def test_sheets_and_scripts_name_no_other_host(css, site, pages):
+    sheets = [css, *(style.get_text() for soup in pages.values() for style in soup("style"))]
+    for sheet in sheets:
+        sources = re.findall(r"url\(\s*['\"]?([^)'\"]+)", sheet)
+        files = [s for s in sources if not s.startswith(("data:", "#"))]
+        assert [s for s in files if not (site.html / "_static" / s).is_file()] == []
+        assert "@import" not in sheet
+    for script in ("site.js", "search.js"):
+        text = (site.html / "_static" / script).read_text("utf8")
+        loads = r"(?:src|href|URL)\s*=\s*|fetch\(|import\(|importScripts\(|new (?:Worker|URL)\("
+        assert re.findall(rf"(?:{loads})[\"'`](?:https?:)?//[^\"'`]*", text) == []
+
+
+def test_no_page_loads_much(pages, site):
+    """The browser's test counts what is really asked for; this is what the page's head names."""
+    for name, soup in pages.items():
+        files = {(site.html / name)}
+        for tag in soup.select("link[rel~=stylesheet], link[rel~=icon], script[src], img[src]"):
+            path = urlsplit(tag.get("href") or tag.get("src")).path
+            path = re.sub(r"^/sft-executed/", "", path)
+            files.add((site.html if name == "404.html" else (site.html / name).parent) / path)
+        assert len(files) <= 20, name
+        assert sum(len(gzip.compress(file.read_bytes(), 6)) for file in files) <= 300_000, name
+
+
+def test_the_icons_in_use_are_in_the_sheet_and_few_others(css, pages):
+    used = set().union(*(self_contained.icons_of(str(soup)) for soup in pages.values()))
+    styles = {"fa-solid", "fa-regular", "fa-brands", "fa-lg"}
+    codes = {}
+    for names, code in self_contained.ICON_RULE.findall(css):
+        codes |= dict.fromkeys(re.findall(r"\.(fa-[\w-]+):", names), int(code, 16))
+    assert used - styles - codes.keys() == set()
+    fonts = [
+        TTFont(io.BytesIO(base64.b64decode(data)))
+        for data in re.findall(r"url\(data:font/woff;base64,([^)]+)\)", css)
+    ]
+    drawn = set().union(*(font.getBestCmap() for font in fonts))
+    assert {codes[name] for name in used - styles} <= drawn
+    assert len(drawn) < 70
+    assert len(self_contained.ICON_RULE.findall(css)) < 40
+
+
+def test_every_page_is_described(pages):
+    seen = {}
+    for name, soup in pages.items():
+        [meta] = soup.find_all("meta", attrs={"name": "description"})
+        text = meta["content"]
+        assert 25 <= len(text) <= page_frame.LENGTH, (name, text)
+        seen.setdefault(text, []).append(name)
+    assert [names for names in seen.values() if len(names) > 1] == []
+
+
+def test_every_page_of_the_book_says_what_ran(pages, site):
+    for name, soup in pages.items():
+        if not name.startswith("book/"):
+            continue
+        [ran] = soup.select("article .what-ran")
+        page = site.page(Path(name).stem)
+        if page.executes:
+            assert f"{len(page.cells)} cells" in ran.get_text(), name
+            assert re.search(r"\d+ s\b.*profile\s+atlas.*torch \d", ran.get_text(" "), re.S), name
+        else:
+            assert "No code runs" in ran.get_text(), name
+
+
+def test_formulas_need_no_script(pages, site):
+    formulas = [math for soup in pages.values() for math in soup.find_all("math")]
+    sources = [path.read_text("utf8") for path in (ROOT / "book").glob("*.md")]
+    assert len(formulas) == sum(len(re.findall(r"^\$\$", text, re.M)) // 2 for text in sources) > 0
+    assert all(math["aria-label"] for math in formulas)
+    assert "mathjax@" not in "".join(map(str, pages.values()))
+
+
+def test_the_page_for_unknown_addresses_works_at_any_depth(pages):
+    soup = pages["404.html"]
+    links = [tag.get("href") or tag.get("src") for tag in soup.find_all(["a", "link", "script"])]
+    own = [link for link in links if link and not urlsplit(link).netloc and link[0] != "#"]
+    assert len(own) > 15 and [link for link in own if not link.startswith("/sft-executed/")] == []
+
+
+def test_the_address_of_the_site_leads_to_the_front_page(pages, site):
+    soup = pages["index.html"]
+    target = soup.find("meta", attrs={"http-equiv": "refresh"})["content"].partition("url=")[2]
+    assert soup.find("a")["href"] == target == "book/index.html"
+    assert (site.html / target).is_file()
+
+
+# --- The parts by themselves ---------------------------------------------------------------------
+
+
+def test_a_page_is_finished():
+    text = self_contained.finish_page(THEME_PAGE, "../", "abc", extra="'wasm-unsafe-eval'")
+    soup = BeautifulSoup(text, "html.parser")
+    assert [s.get("src") for s in soup("script")] == [None, "../_static/site.js?v=abc"]
+    [sheet] = soup.select("link[rel=stylesheet]")
+    assert sheet["href"] == "../_static/site.css?v=abc"
+    assert soup.select_one("link[rel=next]")["href"] == "b.html"
+    assert "'wasm-unsafe-eval'" in policy_of(soup)[0]["script-src"]
+    assert str(soup.button) == '<button class="x">p</button>'
+    assert soup.pre.get_text() == 'onclick="kept"'
+
+
+def test_another_layout_of_the_theme_is_an_error():
+    with pytest.raises(ValueError, match="layout has changed"):
+        self_contained.finish_page("<html><head></head></html>", "", "abc")
+
+
+def test_links_from_the_root():
+    text = (
+        '<a href="book/a.html#x"></a><a href="#y"></a><a href="https://e.org/"></a>'
+        '<img src="./_s/b.png">'
+    )
+    assert self_contained.from_the_root(text, "/base/") == (
+        '<a href="/base/book/a.html#x"></a><a href="#y"></a><a href="https://e.org/"></a>'
+        '<img src="/base/_s/b.png">'
+    )
+
+
+def test_a_missing_file_of_the_theme_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="bootstrap.js: 0 files"):
+        self_contained.joined(tmp_path, ["bootstrap.js"])
+
+
+@pytest.mark.parametrize(
+    ("paragraphs", "description"),
+    [
+        (["One. Two."], "One. Two."),
+        (["A" * 50 + ". " + "B" * 50 + ". " + "C" * 90 + "."], "A" * 50 + ". " + "B" * 50 + "."),
+        (["word " * 60], ("word " * 31).strip() + "…"),
+        (["Short.", "And\nmore."], "Short. And more."),
+    ],
+)
+def test_a_description_is_the_opening(paragraphs, description):
+    document = nodes.section("", *(nodes.paragraph("", text) for text in paragraphs))
+    assert page_frame.first_sentences(document) == description
+
+
+def test_the_first_answer_is_escaped():
+    answer = html.escape("<script>x</script>\n■ stopped, 2 tokens")
+    table = (
+        '<table class="sft-answers"><thead><tr><th>question</th><th>before</th><th>after</th></tr>'
+        f"</thead><tbody><tr><td>Who &amp; why?</td><td>{answer}</td><td>{answer}</td></tr>"
+        "</tbody></table>"
+    )
+    soup = BeautifulSoup(page_frame.side_by_side(table), "html.parser")
+    assert soup.find("script") is None
+    assert soup.select_one(".question").get_text() == "Who & why?"
+    assert [who.get_text() for who in soup.select(".who")] == ["before", "after"]
+    assert [end.get_text() for end in soup.select(".ending")] == ["■ stopped, 2 tokens"] * 2
