@@ -22,8 +22,9 @@ from sft_utils import runs, takeaway
 from sft_utils.data import load_sft_dataset
 from sft_utils.generation import generate_responses
 from sft_utils.models import TEMPLATES, load_model_and_tokenizer
+from sft_utils.recipe import run_arguments, run_yaml, train_script
 from sft_utils.results import Measure
-from sft_utils.takeaway import run_arguments, run_yaml, take_away, train_script
+from sft_utils.takeaway import take_away
 
 SCORE = Measure(0.75, "%", n=120, entities=30, low=0.625, high=0.875, seeds=(0,), run="abc")
 LOSS = Measure(0.5, "nats", n=16)
