@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from conftest import make_model, make_tokenizer
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -76,7 +77,7 @@ def kill(*given: Any, **named: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def build(folder: Path, **changes: Any) -> SFTTrainer:
+def build(folder: Path, adapter: LoraConfig | None = None, **changes: Any) -> SFTTrainer:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (TEMPLATES / "chatml.jinja").read_text()
     settings = {
@@ -96,6 +97,7 @@ def build(folder: Path, **changes: Any) -> SFTTrainer:
         eval_dataset=rows(100).select(range(4)),
         processing_class=tokenizer,
         callbacks=[Recorder(), EarlyStoppingCallback(9)],
+        peft_config=adapter,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -266,7 +268,8 @@ def own_rmtree(number: int) -> Callable[[SFTTrainer, Steps], None]:
 
 
 SECOND_EPOCH = "in the second epoch, between lines of the log"
-AT_RANDOM = f"{SECOND_EPOCH}, rows at random"
+#: The same in other runs.
+OTHERS = {f"{SECOND_EPOCH}, {order}": order for order in ("at random", "of an adapter")}
 #: What ends each part of a run but the last, and from which checkpoint the next part goes on.
 KILLED = {
     SECOND_EPOCH: [(after_update(11), "checkpoint-9")],
@@ -352,11 +355,12 @@ def main(folder: Path) -> None:
         "by length": build(folder),
         "at random": build(folder, train_sampling_strategy="random", gradient_accumulation_steps=2,
                            per_device_train_batch_size=1),
+        "of an adapter": build(folder, LoraConfig(r=4, lora_dropout=0.2)),
     }  # fmt: skip
     for order, trainer in trainers.items():
         found[f"never, {order}"] = [part(trainer, folder / f"never {order}", None)]
     cases = [(where, "by length", parts) for where, parts in KILLED.items()]
-    cases.append((AT_RANDOM, "at random", KILLED[SECOND_EPOCH]))
+    cases += [(name, order, KILLED[SECOND_EPOCH]) for name, order in OTHERS.items()]
     for name, order, parts in cases:
         store = folder / name
         spoils = [spoil for spoil, _ in parts]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_model
-from killed_runs import AT_RANDOM, KILLED, SECOND_EPOCH, UPDATES
+from killed_runs import KILLED, OTHERS, SECOND_EPOCH, UPDATES
 from trl import SFTConfig
 
 from sft_utils.checkpoints import MANIFEST, WholeCheckpoints, last_whole_checkpoint, seal
@@ -39,13 +39,12 @@ def found(tmp_path_factory):
 
 
 @linux
-@pytest.mark.parametrize("case", [*KILLED, AT_RANDOM])
+@pytest.mark.parametrize("case", [*KILLED, *OTHERS])
 def test_a_killed_run_ends_as_one_that_was_never_stopped(found, case):
-    order = "at random" if case == AT_RANDOM else "by length"
-    [(code, expected)] = found[f"never, {order}"]
+    [(code, expected)] = found[f"never, {OTHERS.get(case, 'by length')}"]
     assert code == 0 and expected["step"] == UPDATES
 
-    parts = KILLED[SECOND_EPOCH if case == AT_RANDOM else case]
+    parts = KILLED[SECOND_EPOCH if case in OTHERS else case]
     *stopped, (code, last) = found[case]
     assert [code for code, _ in stopped] == [-signal.SIGKILL] * len(parts)
     assert code == 0
