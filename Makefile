@@ -13,12 +13,12 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev book test mutations profiles test-site models replicate lint format pins clean
+.PHONY: help install dev book test mutations profiles test-site test-notebooks models replicate lint format pins clean
 
 help:  ## Show this help
 	@echo "Targets:"
 	@grep -E '^[a-z][a-z-]*:.*## ' Makefile \
-		| awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+		| awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 	@echo "Variables:"
 	@echo "  PYTHON=python3.11   the Python that .venv is made with (3.11 or later)"
 	@echo "  TORCH_INDEX=URL     where PyTorch is installed from, as in"
@@ -48,6 +48,11 @@ profiles: $(INSTALLED_DEV)  ## Build the whole book with profiles of a reader, b
 test-site: $(INSTALLED_DEV)  ## Build the book and test the site in Chromium (10 minutes)
 	[ -n "$$SFT_SITE" ] || $(BIN)/jupyter-book build .
 	$(BIN)/python -m pytest tests/site -m site $(ARGS)
+
+# The wheel goes into a virtual environment of its own, and each notebook runs there by itself.
+test-notebooks: $(INSTALLED_DEV)  ## Run every notebook alone in a fresh environment (15 minutes)
+	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest tests/book/test_launch_notebooks.py \
+		-m notebooks -n 2 $(ARGS)
 
 # One thread sums in one order, so that a rerun on the same processor gives the same weights.
 models: $(INSTALLED)  ## Make the Atlas models and data again from the tables (within 90 minutes)

@@ -4,11 +4,19 @@ Nothing is downloaded and nothing is read from the shipped checkpoints.
 """
 
 import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
 
 
 def pytest_collection_modifyitems(items):
@@ -102,3 +110,44 @@ def saved(tmp_path, qwen, chat_tokenizer):
     qwen.save_pretrained(folder)
     chat_tokenizer.save_pretrained(folder)
     return folder
+
+
+def run_alone(*command: object, cwd: Path, **environment: str) -> str:
+    """The standard output of a command that finds no file of the repository by itself.
+
+    Nothing is downloaded, unless ``environment`` says otherwise. Fails with all that it said.
+    """
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SFT_PROFILE")}
+        | {"HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    return result.stdout
+
+
+def build_wheel(folder: Path) -> Path:
+    """Build the wheel from a copy of the working tree's files, since a build leaves folders."""
+    try:
+        found = version("setuptools")
+    except PackageNotFoundError:
+        found = "0"
+    if Version(found) < Version("77"):
+        pytest.fail(f"setuptools {found} cannot build the wheel: pip install 'setuptools>=77'")
+    source, out = folder / "source", folder / "dist"
+    source.mkdir(parents=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(
+        ROOT / "sft_utils",
+        source / "sft_utils",
+        ignore=shutil.ignore_patterns("__pycache__", "*.tmp", "*.new"),
+    )
+    build = ("-m", "build", "--wheel", "--no-isolation", "--outdir", out, source)
+    run_alone(sys.executable, *build, cwd=folder)
+    [file] = out.glob("*.whl")
+    return file

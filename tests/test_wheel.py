@@ -7,16 +7,12 @@ nothing is downloaded. What the wheel needs (torch and the rest) is that of this
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 import sys
 import zipfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
-from packaging.version import Version
+from conftest import build_wheel, run_alone
 
 from sft_utils.atlas import CHECKPOINTS
 
@@ -56,42 +52,10 @@ print(json.dumps({
 """
 
 
-def run(*command: object, cwd: Path, **environment: str) -> str:
-    """The standard output of a command; all of what it said if it fails."""
-    result = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SFT_PROFILE")}
-        | {"HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
-    return result.stdout
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel, built from the files of the working tree."""
-    try:
-        found = version("setuptools")
-    except PackageNotFoundError:
-        found = "0"
-    if Version(found) < Version("77"):
-        pytest.fail(f"setuptools {found} cannot build the wheel: pip install 'setuptools>=77'")
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    shutil.copytree(
-        ROOT / "sft_utils",
-        source / "sft_utils",
-        ignore=shutil.ignore_patterns("__pycache__", "*.tmp", "*.new"),
-    )
-    build = ("-m", "build", "--wheel", "--no-isolation", "--outdir", out, source)
-    run(sys.executable, *build, cwd=out)
-    [file] = out.glob("*.whl")
-    return file
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +113,11 @@ def test_installed_elsewhere_it_loads_a_model_and_answers(wheel, tmp_path):
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
     install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", site)
-    run(sys.executable, *install, wheel, cwd=elsewhere)
+    run_alone(sys.executable, *install, wheel, cwd=elsewhere)
     # -P: nor is the working directory searched.
-    output = run(sys.executable, "-P", "-c", ALONE, site, ROOT, cwd=elsewhere, PYTHONPATH=str(site))
+    output = run_alone(
+        sys.executable, "-P", "-c", ALONE, site, ROOT, cwd=elsewhere, PYTHONPATH=str(site)
+    )
     found = json.loads(output.splitlines()[-1])
     assert found["outside"] == [] and found["modules"] >= 5
     assert found["model"] == "LlamaForCausalLM"

@@ -1,0 +1,299 @@
+"""The notebooks beside the pages: made from them, readable without MyST, and working alone.
+
+Those marked ``notebooks`` make virtual environments and execute every notebook in one of them:
+``make test-notebooks``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import parse_qs, urlparse
+
+import nbformat
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from conftest import ROOT, build_wheel, run_alone
+from packaging.requirements import Requirement
+
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+
+import launch_notebooks
+from launch_notebooks import MYST, NotebookError, outside_code
+from page_report import PeakMemory
+
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
+REPOSITORY, VERSION = CONFIG["repository"]["url"], PROJECT["version"]
+PAGES = sorted(
+    path.stem
+    for path in (ROOT / "book").glob("*.md")
+    if "\nkernelspec:" in path.read_text("utf8").partition("\n---\n")[0]
+)
+MOST_MEMORY = 1.2 * 1024  # MB: Binder gives two gigabytes, and the server takes its share
+
+
+@pytest.fixture(scope="module")
+def notebooks():
+    config = SimpleNamespace(
+        project=CONFIG["title"],
+        html_baseurl=CONFIG["html"]["baseurl"],
+        html_theme_options={"repository_url": REPOSITORY},
+    )
+    return launch_notebooks.notebooks_of(ROOT, config)
+
+
+def read(name):
+    return nbformat.read(ROOT / "book" / f"{name}.ipynb", as_version=4)
+
+
+# --- What is committed ----------------------------------------------------------------------------
+
+
+def test_every_page_that_executes_has_a_notebook_and_no_other():
+    assert len(PAGES) > 10
+    assert sorted(path.stem for path in (ROOT / "book").glob("*.ipynb")) == PAGES
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_notebook_is_that_of_the_page(notebooks, name):
+    page = (ROOT / "book" / f"{name}.md").read_text("utf8")
+    made = notebooks.make(page, f"book/{name}")
+    assert made == (ROOT / "book" / f"{name}.ipynb").read_text("utf8"), (
+        f"book/{name}.ipynb is not that of book/{name}.md: `make book` writes it; commit it."
+    )
+    assert made == notebooks.make(page, f"book/{name}")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_notebook_holds_the_cells_of_its_page_and_no_outputs(name):
+    page = (ROOT / "book" / f"{name}.md").read_text("utf8")
+    cells = [cell for cell in read(name).cells if cell.cell_type == "code"]
+    assert len(cells) == 1 + len(re.findall(r"^```\{code-cell\}", page, re.MULTILINE))
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_notebook_reads_without_myst(name):
+    for cell in read(name).cells:
+        if cell.cell_type == "markdown":
+            left = []
+            outside_code(cell.source, lambda part, left=left: left.extend(MYST.findall(part)) or "")
+            assert left == [], cell.source
+
+
+# --- How MyST is turned into Markdown -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("myst", "markdown"),
+    [
+        ("went to {glue:text}`small_after`.", "went to `small_after`."),
+        ("{glue:text}`03-baseline.md::base_n:s` rows", "`base_n` rows"),
+        ("a {term}`base model` and {term}`its loss <loss>`", "a base model and its loss"),
+        ("found {cite}`holm1979simple`", "found (Holm 1979)"),
+        ("{cite}`allenzhu2023storage,ouyang2022training`",
+         "(Allen-Zhu and Li 2023; Ouyang et al. 2022)"),
+        (":::{admonition} Predict\n:class: tip\nHow many?\nWhy?\n:::",
+         "> **Predict**\n>\n> How many?\n> Why?"),
+        ("```{glue:} figure\n:doc: 08-evaluation.md\n```",
+         "*Here the page shows the output `figure` of [08-evaluation.md]"
+         "(https://sft-executed.github.io/sft-executed/book/08-evaluation.html).*"),
+        ("```{include} ../sft_utils/atlas/tables/README.md\n:start-line: 6\n```",
+         "*Here the page shows the file [sft_utils/atlas/tables/README.md]"
+         f"({REPOSITORY}/blob/v{VERSION}/sft_utils/atlas/tables/README.md).*"),
+        ("[chapter 07](07-training.md#two-judges)",
+         "[chapter 07](https://sft-executed.github.io/sft-executed/book/07-training.html#two-judges)"),
+        ("[elsewhere](https://example.org/a.md)", "[elsewhere](https://example.org/a.md)"),
+        ("`{glue:text}` and ``{code}`x` `` are", "`{glue:text}` and ``{code}`x` `` are"),
+        ("```python\nx = [a](b.md)\n```", "```python\nx = [a](b.md)\n```"),
+    ],
+)  # fmt: skip
+def test_myst_becomes_markdown(notebooks, myst, markdown):
+    assert notebooks.plain(myst, "book/03-baseline") == markdown
+
+
+@pytest.mark.parametrize(
+    "myst",
+    [
+        "{numref}`figure`",
+        "{cite}`nobody2020nothing`",
+        "```{mermaid}\na --> b\n```",
+        ":::{dropdown} More\nx\n:::",
+        "(a-label)=",
+    ],
+)
+def test_what_has_no_form_is_an_error_that_names_the_page(notebooks, myst):
+    with pytest.raises(NotebookError, match=r"^book/x\.md: "):
+        notebooks.plain(f"Before.\n\n{myst}\n\nAfter.", "book/x")
+
+
+def test_cells_that_the_page_folds_are_folded(notebooks):
+    page = "---\nkernelspec: {name: python3, display_name: Python 3}\n---\n"
+    page += "```{code-cell}\n:tags: [hide-cell]\n1\n```\n```{code-cell}\n2\n```\n"
+    *_, folded, shown = nbformat.reads(notebooks.make(page, "book/x"), as_version=4).cells
+    assert folded.metadata.jupyter.source_hidden and "jupyter" not in shown.metadata
+
+
+def test_a_page_without_a_kernel_has_no_notebook(notebooks):
+    assert notebooks.make("# Glossary\n", "book/glossary") is None
+
+
+# --- The first cell -------------------------------------------------------------------------------
+
+
+def first_cell(name="03-baseline"):
+    cell = read(name).cells[0]
+    assert cell.cell_type == "code"
+    return cell.source
+
+
+@pytest.mark.parametrize("on_colab", [True, False])
+def test_the_first_cell_installs_on_colab_only(monkeypatch, on_colab):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    if on_colab:
+        monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+    shell, asked = InteractiveShell(), []
+    shell.register_magic_function(asked.append, "line", "pip")
+    result = shell.run_cell(first_cell())
+    assert result.error_in_exec is None and result.error_before_exec is None
+    assert len(asked) == on_colab
+    if on_colab:
+        [requirement] = re.findall(r'"(.+)"', asked[0])
+        assert Requirement(requirement).name == PROJECT["name"]
+        address = f"git+{REPOSITORY}@v{PROJECT['version']}"
+        assert Requirement(requirement).url == address
+
+
+def test_every_notebook_has_the_same_first_cell():
+    assert {first_cell(name) for name in PAGES} == {first_cell()}
+
+
+def test_no_range_of_the_package_replaces_a_newer_torch():
+    found = {r.name: r.specifier for r in map(Requirement, PROJECT["dependencies"])}
+    assert {clause.operator for clause in found["torch"]} == {">="}
+
+
+# --- The buttons ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_button_opens_a_file_of_the_repository(site, name):
+    soup = BeautifulSoup((site.html / "book" / f"{name}.html").read_text("utf8"), "html.parser")
+    links = {link.hostname: link for link in (urlparse(a["href"]) for a in soup.select("a[href]"))}
+    binder, colab = links["mybinder.org"], links["colab.research.google.com"]
+    address = urlparse(REPOSITORY).path.strip("/")
+    branch = CONFIG["repository"]["branch"]
+    assert binder.path == f"/v2/gh/{address}/{branch}"
+    [opened] = parse_qs(binder.query)["urlpath"]
+    assert opened == f"lab/tree/book/{name}.ipynb"
+    assert colab.path == f"/github/{address}/blob/{branch}/book/{name}.ipynb"
+    assert (site.source / "book" / f"{name}.ipynb").is_file()
+
+
+# --- Alone, in an environment of their own --------------------------------------------------------
+
+
+def make_environment(folder: Path, *arguments: object, cwd: Path) -> Path:
+    """A fresh virtual environment with what pip is asked for; its Python."""
+    venv.create(folder, with_pip=True, clear=True)
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    # Where PyTorch's own index cannot be reached, the tested versions come from the default one.
+    pip = {"PIP_NO_INDEX": "0", "PIP_RETRIES": os.environ.get("PIP_RETRIES", "0")}
+    if index := os.environ.get("TORCH_INDEX"):
+        torch = ("--no-deps", "--index-url", index, "-c", ROOT / "constraints.txt", "torch")
+        run_alone(python, "-m", "pip", "install", "--quiet", *torch, cwd=cwd, **pip)
+    run_alone(python, "-m", "pip", "install", "--quiet", *arguments, cwd=cwd, **pip)
+    return python
+
+
+@pytest.fixture(scope="session")
+def kernel(tmp_path_factory, worker_id):
+    """A folder of kernels with one, in an environment that holds the wheel and what it needs.
+
+    The wheel is what the first cell installs, from a file in place of the repository. What runs a
+    notebook (a kernel) is there on Colab. Several workers share one environment.
+    """
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "alone"
+    spec = folder / "kernels" / "python3" / "kernel.json"
+    with FileLock(f"{folder}.lock"):
+        if not spec.exists():
+            wheel = build_wheel(folder)
+            pins = ("-c", ROOT / "constraints.txt")
+            python = make_environment(folder / "venv", *pins, wheel, "ipykernel", cwd=folder)
+            spec.parent.mkdir(parents=True)
+            argv = [str(python), "-P", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            spec.write_text(json.dumps({"argv": argv, "display_name": "", "language": "python"}))
+    return spec.parents[1]
+
+
+@pytest.mark.notebooks
+@pytest.mark.parametrize("name", PAGES)
+def test_each_notebook_runs_alone(kernel, tmp_path, monkeypatch, name):
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import KernelManager
+    from nbclient import NotebookClient
+
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.delenv("SFT_PROFILE", raising=False)
+    monkeypatch.setenv("SFT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    specs = KernelSpecManager(kernel_dirs=[str(kernel)], ensure_native_kernel=False)
+    manager = KernelManager(kernel_name="python3", kernel_spec_manager=specs)
+    notebook = read(name)
+    client = NotebookClient(notebook, km=manager, timeout=1800,
+                            resources={"metadata": {"path": str(tmp_path)}})  # fmt: skip
+    try:
+        with PeakMemory() as memory:
+            client.execute()
+    finally:
+        manager.shutdown_kernel(now=True)
+    print(f"{name}: at most {memory.mb:.0f} MB")
+    assert memory.mb < MOST_MEMORY
+    assert not list(tmp_path.glob("*.py"))
+    codes = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    assert all(cell.execution_count for cell in codes)
+
+
+@pytest.mark.notebooks
+def test_what_is_installed_leaves_torch_alone(kernel, tmp_path):
+    """Pip would change nothing of an environment that has a PyTorch in range already."""
+    python = json.loads((kernel / "python3" / "kernel.json").read_text())["argv"][0]
+    [wheel] = (kernel.parent / "dist").glob("*.whl")
+    report = tmp_path / "report.json"
+    command = ("-m", "pip", "install", "--dry-run", "--quiet", "--report", report, wheel)
+    run_alone(python, *command, cwd=tmp_path)
+    names = [item["metadata"]["name"] for item in json.loads(report.read_text())["install"]]
+    assert [name for name in names if name != "sft-utils"] == []
+
+
+@pytest.mark.notebooks
+def test_binder_builds_its_environment_from_nothing(tmp_path):
+    """As Binder does: in a clone, from ``.binder``; what comes out is PyTorch without CUDA."""
+    clone = tmp_path / "clone"
+    shutil.copytree(ROOT / "sft_utils", clone / "sft_utils")
+    shutil.copytree(ROOT / ".binder", clone / ".binder")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt"):
+        shutil.copy(ROOT / name, clone)
+    python = make_environment(tmp_path / "venv", "-r", ".binder/requirements.txt", cwd=clone)
+    code = "import sft_utils, torch, sys; print(torch.version.cuda, sft_utils.__version__)"
+    printed = run_alone(python, "-c", code, cwd=tmp_path)
+    assert printed.split() == ["None", VERSION]
+    jupyter_book = python.parent / "jupyter-book"
+    version = subprocess.run([jupyter_book, "--version"], capture_output=True, text=True).stdout
+    assert "1.0.4" in version
+    runtime = (ROOT / ".binder" / "runtime.txt").read_text().strip()
+    assert runtime == f"python-{sys.version_info[0]}.{sys.version_info[1]}" or runtime > "python-3"
