@@ -351,12 +351,12 @@ def question_scores(
 
     ``answers`` maps a model's name to what `ask_questions` gave. Each cell is a mean with its 95 %
     interval, in which each question counts by itself. Without ``[scoring] scorers`` all of
-    `sft_utils.scoring.SCORERS` are used; without an answer to compare with, this says so and
+    `sft_utils.scorers.SCORERS` are used; without an answer to compare with, this says so and
     returns None. Chapters 04 and 08.
     """
     import pandas as pd
 
-    from .scoring import SCORERS
+    from .scorers import SCORERS
     from .statistics import mean_interval, proportion_interval
 
     asked = [(n, question.answer) for n, question in enumerate(profile.questions)]

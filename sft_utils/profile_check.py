@@ -38,7 +38,7 @@ from .models import (
 )
 from .profiles import PARTS, SEED, Profile, ProfileError, load_profile
 from .runs import _store
-from .scoring import SCORERS
+from .scorers import SCORERS
 from .walkthrough import load_rows, load_trainee, lora_config, make_config
 
 if TYPE_CHECKING:

@@ -107,7 +107,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Scorers of the questions that have an answer: `sft_utils.scoring.SCORERS`, or some of it."""
+    """Scorers of the questions that have an answer: `sft_utils.scorers.SCORERS`, or some of it."""
 
     scorers: tuple[str, ...] = ()
 
@@ -221,7 +221,7 @@ def _find(name: str) -> Path:
 def _check(profile: Profile, path: Path, held_out: int) -> None:
     """What no type can tell."""
     from sft_utils.data import COLUMNS
-    from sft_utils.scoring import SCORERS
+    from sft_utils.scorers import SCORERS
 
     models, data, prompt, sft = profile.models, profile.data, profile.prompt, profile.sft
     if not (profile.questions or held_out):

@@ -1,17 +1,15 @@
-"""Scores of answers: on the Atlas always four, with n and an interval clustered by entity.
+"""Scores of answers: always all four, with their number and an interval clustered by entity.
 
 *exact*: the whole answer, case and white space aside. *right value*: a right value stands in the
 first sentence and no other value of that relation does. *value anywhere*: a right value stands
-somewhere. *stops*: the model ended its turn by itself. Chapter 03 introduces them and chapter 08
-uses them. A profile's own questions have one answer and no relation: `SCORERS` are for these.
+somewhere. *stops*: the model ended its turn by itself. Chapter 04 introduces them and chapter 08
+uses them.
 """
 
 from __future__ import annotations
 
 import re
-import string
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,45 +73,6 @@ def score_answer(
         value_anywhere=bool(find_values(response, vocabulary) & set(values)),
         stops=stopped,
     )
-
-
-# --- Scorers that a profile names --------------------------------------------------------------
-
-
-def contains(response: str, answer: str) -> bool:
-    """Whether the answer stands somewhere in the response, as whole words. Case counts."""
-    text, value = (" ".join(words.split()) for words in (response, answer))
-    return bool(find_values(text, {value}))
-
-
-def token_f1(response: str, answer: str) -> float:
-    """The words that response and answer share, from 0 to 1: harmonic mean of precision and recall.
-
-    Case, punctuation and the words *a*, *an* and *the* do not count, as in SQuAD (Rajpurkar and
-    others 2016, arXiv 1606.05250, and its evaluation script).
-    """
-    given, right = _words(response), _words(answer)
-    shared = sum((given & right).values())
-    if not (given and right):
-        return float(given == right)
-    return 2 * shared / (given.total() + right.total())
-
-
-def _words(text: str) -> Counter[str]:
-    plain = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return Counter(re.sub(r"\b(a|an|the)\b", " ", plain).split())
-
-
-#: By the names that ``[scoring] scorers`` of a profile uses: response, answer, stopped -> 0 to 1.
-SCORERS: dict[str, Callable[[str, str, bool], float]] = {
-    "exact": lambda response, answer, stopped: normalize(response) == normalize(answer),
-    "contains": lambda response, answer, stopped: contains(response, answer),
-    "token_f1": lambda response, answer, stopped: token_f1(response, answer),
-    "stops": lambda response, answer, stopped: stopped,
-}
-
-
-# --- Many answers ------------------------------------------------------------------------------
 
 
 def clustered_interval(values: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:

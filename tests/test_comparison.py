@@ -30,7 +30,7 @@ from sft_utils.comparison import (
     verdict,
 )
 from sft_utils.generation import Generation
-from sft_utils.scoring import SCORERS
+from sft_utils.scorers import SCORERS
 from sft_utils.statistics import mean_interval, proportion_interval
 
 

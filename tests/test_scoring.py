@@ -7,8 +7,8 @@ import math
 import pandas as pd
 import pytest
 
+from sft_utils.scorers import SCORERS
 from sft_utils.scoring import (
-    SCORERS,
     SCORES,
     Score,
     clustered_interval,
