@@ -9,6 +9,7 @@ answers side by side.
 from __future__ import annotations
 
 import html
+import os
 import re
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -20,8 +21,6 @@ from bs4 import BeautifulSoup, Tag
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
-
-from sft_utils.profiles import load_profile
 
 #: Characters of a description, about what search engines show.
 LENGTH = 160
@@ -70,12 +69,13 @@ def what_ran(app: Sphinx, page: str) -> str:
         return "<p>No code runs on this page. What it quotes comes from the pages it links to.</p>"
     folder = app.env.mystnb_config.output_folder  # type: ignore[attr-defined]
     notebook = nbformat.read(Path(folder, f"{page}.ipynb"), as_version=4)
+    profile = Path(os.environ.get("SFT_PROFILE") or "atlas").stem
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     facts = {
         "Code": f"{cells} cells, executed when this site was built",
         "Time": f"{known['seconds']:.0f} s"
         + (f", at most {known['peak_mb']:.0f} MB of memory" if known.get("peak_mb") else ""),
-        "Models and data": f"profile <code>{html.escape(load_profile().name)}</code>",
+        "Models and data": f"profile <code>{html.escape(profile)}</code>",
         "Libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
     }
     rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
