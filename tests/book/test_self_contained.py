@@ -31,7 +31,8 @@ THEME_PAGE = """<html data-content_root="../"><head>
 <script>let a = 1;</script><script src="https://cdn.example/x.js"></script>
 <link href="../_static/a.css" rel="stylesheet" /><link rel="next" href="b.html" />
 </head><body><header id="pst-header" class="bd-header"><button>Search</button></header>
-<button onclick="window.print()" class="x">p</button><pre>onclick="kept"</pre></body></html>"""
+<button onclick="window.print()" class="x">p</button><pre>onclick="kept"</pre>
+<div role="list" class="citation-list"><div class="citation" role="doc-biblioentry">a</div></div></body></html>"""
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +196,7 @@ def test_a_page_is_finished():
     assert "'wasm-unsafe-eval'" in policy_of(soup)[0]["script-src"]
     assert str(soup.button) == '<button class="x">p</button>'
     assert soup.pre.get_text() == 'onclick="kept"'
+    assert not soup.select("[role]")
 
 
 def test_another_layout_of_the_theme_is_an_error():
