@@ -32,7 +32,9 @@ THEME_PAGE = """<html data-content_root="../"><head>
 <link href="../_static/a.css" rel="stylesheet" /><link rel="next" href="b.html" />
 </head><body><header id="pst-header" class="bd-header"><button>Search</button></header>
 <button onclick="window.print()" class="x">p</button><pre>onclick="kept"</pre>
-<div role="list" class="citation-list"><div class="citation" role="doc-biblioentry">a</div></div></body></html>"""
+<div role="list" class="citation-list">
+<div class="citation" role="doc-biblioentry">a</div></div>
+</body></html>"""
 
 
 @pytest.fixture(scope="module")
