@@ -12,8 +12,10 @@ import random
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from . import runs
 from .data import DataError, check_rows, load_sft_dataset
 from .models import load_model_and_tokenizer
 from .profiles import SEED as SEED
@@ -189,6 +191,22 @@ def walkthrough_trainer(profile: Profile) -> SFTTrainer:
     )
     silence(trainer)
     return trainer
+
+
+def answering_models(
+    profile: Profile,
+) -> Iterator[tuple[str, PreTrainedModel, PreTrainedTokenizerBase]]:
+    """The models that chapter 12 asks, one after another: base, reference, then the one trained.
+
+    Triples of part, model and tokenizer. A profile without a reference gives two. The last is
+    that of chapter 07, taken from the store or trained.
+    """
+    for part in ("base", "reference"):
+        if getattr(profile.models, part):
+            yield part, *load_part(profile, part)
+    trainer: Any = walkthrough_trainer(profile)
+    runs.train(trainer)
+    yield "trained", trainer.model, trainer.processing_class
 
 
 def dev_callbacks(profile: Profile, tokenizer: PreTrainedTokenizerBase) -> list[Any]:

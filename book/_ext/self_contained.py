@@ -57,9 +57,11 @@ SCRIPTS = (
     "book.js",
 )
 SEARCH = ("language_data.js", "searchtools.js")
-#: Replaced by what is above, or not used: Thebe, MathJax, the icons as a script of 1.5 MB.
+#: Replaced by what is above, or not used: Thebe, MathJax, the icons as a script of 1.5 MB. What
+#: stays is what one page brings with it, in ``_static/live_model``.
 REPLACED = re.compile(
-    r"<script\b[^>]*>.*?</script>\s*|<link\b[^>]*\brel=\"(?:stylesheet|preload)\"[^>]*>\s*"
+    r"<script\b(?![^>]*live_model/)[^>]*>.*?</script>\s*"
+    r"|<link\b(?![^>]*live_model/)[^>]*\brel=\"(?:stylesheet|preload)\"[^>]*>\s*"
     r"|<meta name=\"docsearch:[^>]*>\s*|<div id=\"ethical-ad-placement\".*?</div>\s*"
     r"|<meta name=\"viewport\"[^>]*>\s*",
     re.DOTALL,

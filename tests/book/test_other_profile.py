@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 RUNNER = Path(__file__).with_name("page_runner.py")
 PAGES = (
     "01-setup", "02-helpers", "03-baseline", "04-sft-reference",
-    "05-data", "06-config", "07-training", "08-evaluation", "09-replication", "10-cost",
+    "05-data", "06-config", "07-training", "08-evaluation", "09-replication", "10-cost", "12-ask",
 )  # fmt: skip
 
 MODELS = """
