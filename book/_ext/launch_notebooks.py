@@ -48,7 +48,7 @@ ADMONITION = re.compile(
     re.M | re.S,
 )
 SHOWN = re.compile(
-    r"^(?P<ticks>`{3,})\{(?P<name>glue:|include|nb-exec-table)\} *(?P<what>\S*) *\n"
+    r"^(?P<ticks>`{3,})\{(?P<name>glue:|include|nb-exec-table|live-model)\} *(?P<what>\S*) *\n"
     r"(?P<options>(?::[^\n]*\n)*)(?P=ticks) *$",
     re.M,
 )
@@ -122,6 +122,8 @@ class Notebooks:
         name, what = match["name"], match["what"]
         if name == "nb-exec-table":
             return "*Here the page shows how long each page took.*"
+        if name == "live-model":
+            return "*Here the page asks the models in the browser.*"
         if name == "include":
             file = posixpath.normpath(posixpath.join(posixpath.dirname(docname), what))
             link = f"{self.repository}/blob/v{self.version}/{file}"
