@@ -476,13 +476,12 @@ def _own_random_state(seed: int) -> Iterator[None]:
     import random
 
     import numpy as np
-    import torch
 
-    from sft_utils.environment import seed_everything
+    from sft_utils.environment import seed_everything, torch_random_state
 
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch_random_state():
             seed_everything(seed)
             yield
     finally:

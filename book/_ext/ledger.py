@@ -180,7 +180,7 @@ class Ledger:
             return
         document = {
             "$schema": SCHEMA.name,
-            "profile": os.environ.get("SFT_PROFILE") or "atlas",
+            "profile": Path(os.environ.get("SFT_PROFILE") or "atlas").name,  # no machine's folders
             "claims": self.claims,
             "results": [e for e in self.results if e.get("unit") not in TIMINGS],
             "timings": [e for e in self.results if e.get("unit") in TIMINGS],
