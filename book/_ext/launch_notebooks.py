@@ -55,6 +55,7 @@ SHOWN = re.compile(
 ROLE = re.compile(r"\{(?P<name>[a-z:-]+)\}(?P<ticks>`+)(?P<text>.+?)(?P=ticks)", re.S)
 ROLE_OR_CODE = re.compile(f"{ROLE.pattern}|{CODE.pattern}", re.M | re.S)
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s:]+?)\.md(?P<anchor>#[^)\s]*)?\)")
+COMMENT = re.compile(r"^%[^\n]*\n?", re.M)
 MYST = re.compile(r"\{[a-z:-]+\}`|^ *(?::{3,}|`{3,}|~{3,})\{[^}]*\}|^ *:{3,}|^\([\w-]+\)=$", re.M)
 
 
@@ -98,6 +99,7 @@ class Notebooks:
                 cell.source = self.plain(cell.source, docname)
             elif folded(cell.metadata.get("tags", [])):
                 cell.metadata["jupyter"] = {"source_hidden": True}
+        notebook.cells = [cell for cell in notebook.cells if cell.source]
         preface = PREFACE.format(title=self.title, page=f"{self.site}{docname}.html")
         notebook.cells[:0] = [
             nbformat.v4.new_code_cell(self.install),
@@ -113,6 +115,7 @@ class Notebooks:
         text = SHOWN.sub(lambda match: self._shown(match, docname), text)
         text = ADMONITION.sub(admonition, text)
         text = ROLE_OR_CODE.sub(lambda m: self._role(m, docname) if m["name"] else m[0], text)
+        text = outside_code(text, lambda part: COMMENT.sub("", part)).strip()
         text = outside_code(text, lambda part: LINK.sub(lambda m: self._link(m, docname), part))
         outside_code(text, lambda part: refuse(part, docname))
         return text
@@ -203,7 +206,7 @@ def notebooks_of(root: Path, config: Any) -> Notebooks:
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     references = parse_file(str(root / "book" / "references.bib"), bib_format="bibtex")
     repository = config.html_theme_options["repository_url"]
-    return Notebooks(config.project, config.html_baseurl, repository, project, references)
+    return Notebooks(config.html_title, config.html_baseurl, repository, project, references)
 
 
 def write(app: Sphinx) -> None:

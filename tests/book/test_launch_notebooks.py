@@ -45,7 +45,7 @@ MOST_MEMORY = 1.2 * 1024  # MB: Binder gives two gigabytes, and the server takes
 @pytest.fixture(scope="module")
 def notebooks():
     config = SimpleNamespace(
-        project=CONFIG["title"],
+        html_title=CONFIG["title"],
         html_baseurl=CONFIG["html"]["baseurl"],
         html_theme_options={"repository_url": REPOSITORY},
     )
@@ -113,6 +113,7 @@ def test_a_notebook_reads_without_myst(name):
          f"({REPOSITORY}/blob/v{VERSION}/sft_utils/atlas/tables/README.md).*"),
         ("[chapter 07](07-training.md#two-judges)",
          "[chapter 07](https://sft-executed.github.io/sft-executed/book/07-training.html#two-judges)"),
+        ("Before.\n\n% a comment\n\nAfter.", "Before.\n\n\nAfter."),
         ("[elsewhere](https://example.org/a.md)", "[elsewhere](https://example.org/a.md)"),
         ("`{glue:text}` and ``{code}`x` `` are", "`{glue:text}` and ``{code}`x` `` are"),
         ("```python\nx = [a](b.md)\n```", "```python\nx = [a](b.md)\n```"),
@@ -199,6 +200,14 @@ def test_each_button_opens_a_file_of_the_repository(site, name):
     assert opened == f"lab/tree/book/{name}.ipynb"
     assert colab.path == f"/github/{address}/blob/{branch}/book/{name}.ipynb"
     assert (site.source / "book" / f"{name}.ipynb").is_file()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_build_writes_the_notebook_that_is_committed(site, name):
+    if site.source == ROOT:
+        pytest.skip("SFT_SITE names a site that was built from elsewhere")
+    written = (site.source / "book" / f"{name}.ipynb").read_text("utf8")
+    assert written == (ROOT / "book" / f"{name}.ipynb").read_text("utf8")
 
 
 # --- Alone, in an environment of their own --------------------------------------------------------
