@@ -20,8 +20,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_collection_modifyitems(items):
-    """The build of the book comes first: it takes longest, and the rest runs beside it."""
-    items.sort(key=lambda item: "test_site" not in item.nodeid)
+    """What looks at the built book goes to one process, which builds it once, and comes first.
+
+    The build takes longest, and the other files run beside it, each in one process.
+    """
+    items.sort(key=lambda item: "site" not in item.fixturenames)
+    for item in items:
+        group = "site" if "site" in item.fixturenames else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
