@@ -19,6 +19,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """What looks at the built book goes to one process, which builds it once, and comes first.
 
