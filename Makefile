@@ -34,7 +34,7 @@ book: $(INSTALLED)  ## Execute every page and build the site into _build/html
 
 # Two processes: one builds the book, on one thread, while the other runs the rest.
 test: $(INSTALLED_DEV)  ## Run the tests, a build of the book among them
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Two processes, one thread each. What was printed of each fault shows what its failed claims measured.
 mutations: $(INSTALLED_DEV)  ## Plant faults and see that exactly the expected claims fail (25 minutes)

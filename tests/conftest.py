@@ -19,16 +19,29 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """What looks at the built book goes to one process, which builds it once, and comes first.
+#: The files that look at the built book.
+LOOK_AT_THE_BOOK = {"test_site.py", "test_self_contained.py", "test_launch_notebooks.py"}
 
-    The build takes longest, and the other files run beside it, each in one process.
-    """
-    items.sort(key=lambda item: "site" not in item.fixturenames)
+
+def pytest_collection_modifyitems(items):
+    """The build of the book comes first: it takes longest, and the rest runs beside it."""
+    items.sort(key=lambda item: item.path.name not in LOOK_AT_THE_BOOK)
     for item in items:
-        group = "site" if "site" in item.fixturenames else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+        if "site" in item.fixturenames and item.path.name not in LOOK_AT_THE_BOOK:
+            raise pytest.UsageError(f"{item.nodeid} looks at the built book: add its file there.")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One process for each file, and one for all that look at the book, to build it once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneBook(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "the built book" if Path(file).name in LOOK_AT_THE_BOOK else file
+
+    return OneBook(config, log)
 
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -69,7 +69,7 @@ def test_torch_comes_from_another_index_only_when_asked(tmp_path):
     ("target", "extra", "last"),
     [
         ("book", "book", "/bin/jupyter-book build ."),
-        ("test", "dev", "/bin/python -m pytest -n 2 --dist loadgroup"),
+        ("test", "dev", "/bin/python -m pytest -n 2 --dist loadfile"),
         ("models", "book", "/bin/python -m sft_utils.atlas.pretrain"),
     ],
 )
