@@ -117,7 +117,7 @@ GLUE = re.compile(r"\{glue:text\}`([^`:]+)(?::([^`:]*))?`")  # not those of othe
 class Runner:
     """The process that runs pages, and what it said of each."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, **settings: str) -> None:
         self.folder, self.name = folder, name
         self.results, self.log = folder / f"{name}.results.jsonl", folder / f"{name}.log"
         environment = {
@@ -133,7 +133,7 @@ class Runner:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, RUNNER, self.results],
-                env=os.environ | environment,
+                env=os.environ | environment | settings,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
