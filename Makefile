@@ -41,8 +41,8 @@ mutations: $(INSTALLED_DEV)  ## Plant faults and see that exactly the expected c
 	$(BIN)/python -m pytest tests/claims -m mutations $(ARGS)
 
 # Run one page after another, the tests try these profiles too; here is what only a build can show.
-profiles: $(INSTALLED_DEV)  ## Build the whole book with profiles of a reader, back and forth (15 minutes)
-	$(BIN)/python -m pytest tests/book -m profiles $(ARGS)
+profiles: $(INSTALLED_DEV)  ## Build the book with profiles of a reader, and run the pages of hub (17 minutes)
+	$(BIN)/python -m pytest tests/book tests/hub -m profiles $(ARGS)
 
 # A browser looks at the site in _build, or at the one in the folder that SFT_SITE names.
 test-site: $(INSTALLED_DEV)  ## Build the book and test the site in Chromium (10 minutes)

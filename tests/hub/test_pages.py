@@ -19,8 +19,14 @@ pytestmark = [
 
 def start(hub, folder, **settings):
     """A process that runs pages with the profile ``hub`` and a cache in the folder."""
-    online = {"SFT_PROFILE": "hub", "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home")}
-    return Runner(folder, "hub", **online, HF_HUB_OFFLINE="0", NO_PROXY="*", **settings)
+    online = {
+        "SFT_PROFILE": "hub",
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "*",
+    }
+    return Runner(folder, "hub", **online | settings)
 
 
 def told(result):
