@@ -186,6 +186,7 @@ def test_search_opens_and_finds_by_keyboard(visit, address):
     page.wait_for_url("**/search.html?q=learning+rate")
     first = page.locator("#search-results ul.search li a").first
     expect(first).to_be_visible()
+    page.wait_for_load_state("networkidle")  # it reads the pages that it found
     first.focus()
     page.keyboard.press("Enter")
     page.wait_for_url("**/book/**")
