@@ -5,6 +5,8 @@ keeps its old outputs. Here each page gets a digest of all its inputs (see `page
 written into the kernelspec, which jupyter-cache compares too; and a page whose digest differs
 from that of the last build is read again, though its own file is the same.
 
+Pages are executed several at a time, before Sphinx comes to read them (see `page_runs`).
+
 Two builds at once in one folder would share Sphinx's environment, the cache and the site, so the
 second waits until the first is done, and then finds its pages in the cache.
 
@@ -24,7 +26,8 @@ import json
 import os
 import sys
 import time
-from functools import partial
+from concurrent.futures import wait
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,7 +36,7 @@ from docutils import nodes
 from filelock import FileLock, Timeout
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
-from jupyter_cache.executors.utils import single_nb_execution
+from jupyter_cache.executors.utils import ExecutionResult
 from ledger import entries
 from myst_nb.core.execute import NotebookClientCache
 from myst_nb.core.read import create_nb_reader
@@ -41,7 +44,8 @@ from myst_nb.ext.glue.crossref import read_glue_cache
 from myst_nb.ext.glue.utils import PendingGlueReference
 from nbformat import NotebookNode
 from page_inputs import Package, digest, inputs
-from page_report import Execution, PeakMemory, failure, table
+from page_report import Execution, failure, table
+from page_runs import PageRun, PageRuns, room
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
@@ -70,10 +74,6 @@ BOOKS_OWN = "atlas"
 #: sums, and so every result, is the same on however many processors.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
-#: What a cell prints in two pieces is one output, wherever the pieces happened to be cut; and
-#: output that is late is waited for, or missed with an error, never dropped with a warning.
-CLIENT_SETTINGS = {"coalesce_streams": True, "iopub_timeout": 60, "raise_on_iopub_timeout": True}
-
 
 class PageError(SphinxError):
     """A page failed. The message names the page, the cell and the exception."""
@@ -93,6 +93,7 @@ class HonestCache:
         self.app = app
         self.before: dict[str, dict] = {}
         self.executed: set[str] = set()
+        self.runs = PageRuns()
 
     @property
     def pages(self) -> dict[str, dict[str, Any]]:
@@ -114,6 +115,38 @@ class HonestCache:
             for docname in (self.pages.keys() & env.found_docs) - added - changed
             if self._is_outdated(docname)
         ]
+
+    def begin(self, app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
+        """``env-before-read-docs``: begin to execute what will not be found in the cache."""
+        config = env.mystnb_config  # type: ignore[attr-defined]
+        settings = {
+            "timeout": config.execution_timeout,
+            "allow_errors": config.execution_allow_errors,
+        }
+        for docname in sorted(docnames):
+            notebook = self._read(docname)
+            if notebook is None:
+                continue
+            self.mark(docname, notebook)
+            try:
+                self.cache.match_cache_notebook(notebook)
+            except KeyError:
+                self._begin(docname, notebook, settings)
+
+    def outcome(self, notebook: NotebookNode, cwd: str, **settings: Any) -> ExecutionResult:
+        """Wait for the execution of the page that is read, begun before or, if need be, now.
+
+        Stands in for jupyter-cache's ``single_nb_execution``: the outputs go into ``notebook``.
+        """
+        settings.pop("meta_override")
+        docname = self.app.env.docname
+        run = self.runs.take(self._key(notebook, settings))
+        run = run or self._begin(docname, notebook, settings)
+        while not wait([run.done], timeout=1).done:  # in between, an interrupt is heard
+            pass
+        notebook.cells, notebook.metadata = run.notebook.cells, run.notebook.metadata
+        self.pages[docname]["peak_mb"] = run.peak_mb
+        return run.done.result()
 
     def purge(self, app: Sphinx, env: BuildEnvironment, docname: str) -> None:
         """``env-purge-doc``: forget a page before it is read again, and the values it glued."""
@@ -176,6 +209,13 @@ class HonestCache:
             Path(app.outdir, "execution.json").write_text(report + "\n", encoding="utf-8")
             self._unfinished.unlink(missing_ok=True)
 
+    def mark(self, docname: str, notebook: NotebookNode) -> dict[str, str]:
+        """Write the digest of the page's inputs where jupyter-cache looks; return the inputs."""
+        python = {"name": "python3", "display_name": "Python 3"}
+        found = self.inputs(docname, notebook)
+        notebook.metadata.setdefault("kernelspec", python)["digest"] = digest(found)
+        return found
+
     def inputs(self, docname: str, notebook: NotebookNode) -> dict[str, str]:
         """What the execution of the page depends on, as it is now."""
         root = Path(self.app.srcdir)
@@ -187,9 +227,9 @@ class HonestCache:
             next((file for file in pins if file.is_file()), None),
         )
 
-    def changes(self, docname: str) -> str:
+    def changes(self, docname: str, new: dict[str, str]) -> str:
         """The inputs that changed since the last build, for people to read."""
-        old, new = (pages.get(docname, {}).get("inputs", {}) for pages in (self.before, self.pages))
+        old = self.before.get(docname, {}).get("inputs", {})
         names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return f" (changed: {', '.join(names[:3])}{more})" if old and names else ""
@@ -203,6 +243,12 @@ class HonestCache:
         LOGGER.info("%s%s", "\x1b[2K" if color_terminal() else "", text)
 
     @property
+    def cache(self) -> JupyterCacheAbstract:
+        """Where executed pages are kept."""
+        config = self.app.env.mystnb_config  # type: ignore[attr-defined]
+        return get_cache(config.execution_cache_path or ".jupyter_cache")
+
+    @property
     def _unfinished(self) -> Path:
         """A file that is there while a build is under way."""
         return Path(self.app.doctreedir, "unfinished")
@@ -212,15 +258,35 @@ class HonestCache:
         return Path(self.app.env.mystnb_config.output_folder, docname + suffix)  # type: ignore
 
     def _is_outdated(self, docname: str) -> bool:
-        known, env = self.pages[docname].get("inputs"), self.app.env
+        known = self.pages[docname].get("inputs")
         if known is None:  # no page that executes
             return False
         if not self._output(docname, ".ipynb").exists():
             return True
+        notebook = self._read(docname)
+        return notebook is None or self.inputs(docname, notebook) != known
+
+    def _read(self, docname: str) -> NotebookNode | None:
+        """A page's cells, as myst-nb reads them; None for a page that does not execute."""
+        env = self.app.env
         path, text = env.doc2path(docname), Path(env.doc2path(docname)).read_text(encoding="utf-8")
         configs = env.myst_config, env.mystnb_config  # type: ignore[attr-defined]
         reader = create_nb_reader(path, *configs, text)
-        return reader is None or self.inputs(docname, reader.read(text)) != known
+        return reader and reader.read(text)
+
+    def _begin(self, docname: str, notebook: NotebookNode, settings: dict[str, Any]) -> PageRun:
+        """Execute a copy of the page's notebook when its turn comes."""
+        name = self.name(docname)
+        told = f"{name}: executing{self.changes(docname, self.inputs(docname, notebook))}"
+        folder = Path(self.app.env.doc2path(docname)).parent
+        run = PageRun(deepcopy(notebook), folder, settings, lambda: self.say(told))
+        self.runs.begin(self._key(notebook, settings), run, room() if own_models() else 1)
+        return run
+
+    def _key(self, notebook: NotebookNode, settings: dict[str, Any]) -> str:
+        """What an execution rests on: cells and digest, as jupyter-cache hashes them."""
+        hashed = self.cache.create_hashed_notebook(notebook)[1]
+        return json.dumps([hashed, settings], sort_keys=True)
 
 
 class PageClient(NotebookClientCache):
@@ -233,14 +299,11 @@ class PageClient(NotebookClientCache):
         self.logger.setLevel("WARNING")  # what is said below is enough
         notebook, docname = self.notebook, self.book.app.env.docname
         page, name = self.book.pages.setdefault(docname, {}), self.book.name(docname)
-        page["inputs"] = self.book.inputs(docname, notebook)
-        python = {"name": "python3", "display_name": "Python 3"}
-        notebook.metadata.setdefault("kernelspec", python)["digest"] = digest(page["inputs"])
-        cache = get_cache(self.nb_config.execution_cache_path or ".jupyter_cache")
+        page["inputs"] = self.book.mark(docname, notebook)
         try:
-            data = cache.match_cache_notebook(notebook).data
+            data = self.book.cache.match_cache_notebook(notebook).data
         except KeyError:
-            self._execute(cache, docname, name, page)
+            self._execute(docname, name, page)
         else:
             super().start_client()
             # `notebook` is what myst-nb will write for download: give it the outputs too.
@@ -250,28 +313,25 @@ class PageClient(NotebookClientCache):
         # Now, since myst-nb takes what is not shown out of the notebook that it writes.
         page["results"] = list(entries(notebook, name))
 
-    def _execute(
-        self, cache: JupyterCacheAbstract, docname: str, name: str, page: dict[str, Any]
-    ) -> None:
+    def _execute(self, docname: str, name: str, page: dict[str, Any]) -> None:
         """Execute the page, tell how it went, and keep the result if it can be trusted."""
-        self.book.say(f"{name}: executing{self.book.changes(docname)}")
         self.book.executed.add(docname)
-        start = time.monotonic()
-        with PeakMemory() as memory:
-            try:
-                super().start_client()
-            except Exception as error:
-                page.update(seconds=time.monotonic() - start, peak_mb=memory.mb)
-                raise _page_error(name, self.notebook, error.__cause__ or error) from None
+        page["peak_mb"] = None
+        cache, start = self.book.cache, time.monotonic()
+        try:
+            super().start_client()
+        except Exception as error:
+            page["seconds"] = time.monotonic() - start
+            raise _page_error(name, self.notebook, error.__cause__ or error) from None
         result = self.exec_metadata
         assert result and result["runtime"] is not None
-        page.update(seconds=result["runtime"], peak_mb=memory.mb)
-        peak = f", {memory.mb:.0f} MB" if memory.mb else ""
+        page["seconds"] = result["runtime"]
+        peak = f", {page['peak_mb']:.0f} MB" if page["peak_mb"] else ""
         self.book.say(f"{name}: {result['runtime']:.1f} s{peak}")
         if not result["succeeded"]:  # possible only without `raise_on_error`
             page["inputs"] = {}
         elif self.book.inputs(docname, self.notebook) == page["inputs"]:
-            data = {"execution_seconds": result["runtime"], "peak_mb": memory.mb}
+            data = {"execution_seconds": page["seconds"], "peak_mb": page["peak_mb"]}
             bundle = CacheBundleIn(self.notebook, str(self.path), data=data)
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
         else:
@@ -306,25 +366,30 @@ def take_turn(folder: Path) -> FileLock:
     return lock
 
 
+def own_models() -> bool:
+    """Whether the book is built with the models that it ships."""
+    return os.environ.get("SFT_PROFILE", "") in ("", BOOKS_OWN)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handlers, and put `PageClient` where myst-nb looks its client up."""
     lock = take_turn(Path(app.doctreedir))  # before Sphinx reads what the last build left there
     app.connect("build-finished", lambda app, error: lock.release(), priority=1000)
-    small = os.environ.get("SFT_PROFILE", "") in ("", BOOKS_OWN)
-    if small:
+    if own_models():
         app.tags.add(BOOKS_OWN)
-    for name, value in (KERNEL_SETTINGS | (ONE_THREAD if small else {})).items():
+    for name, value in (KERNEL_SETTINGS | (ONE_THREAD if own_models() else {})).items():
         os.environ.setdefault(name, value)
     app.add_config_value("honest_cache_package", "sft_utils", "env", [str])
     book = HonestCache(app)
     PageClient.book = book
     myst_nb.core.execute.NotebookClientCache = PageClient
-    execution = partial(single_nb_execution, **CLIENT_SETTINGS)
-    myst_nb.core.execute.cache.single_nb_execution = execution  # type: ignore[attr-defined]
+    myst_nb.core.execute.cache.single_nb_execution = book.outcome  # type: ignore[attr-defined]
     app.connect("env-get-outdated", book.outdated)
+    app.connect("env-before-read-docs", book.begin)
     app.connect("env-purge-doc", book.purge)
     app.connect("doctree-read", book.note_quotes)
     app.connect("doctree-read", book.note_profile)
     app.connect("env-updated", book.requote)
+    app.connect("build-finished", lambda app, error: book.runs.stop())
     app.connect("build-finished", book.finish)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ class Execution:
 
 
 class PeakMemory:
-    """The peak memory of the kernels that run inside a ``with`` block.
+    """The peak memory of a kernel, while a ``with`` block runs; ``pid`` tells its process.
 
     Linux keeps the high-water mark of every process, so that looking now and then is exact but
     for the last moment. On other systems it is the most that was seen when looking. Processes
@@ -39,8 +39,8 @@ class PeakMemory:
 
     mb: float | None = None
 
-    def __init__(self, interval: float = 0.1) -> None:
-        self._done = threading.Event()
+    def __init__(self, pid: Callable[[], int | None], interval: float = 0.1) -> None:
+        self._done, self._pid = threading.Event(), pid
         self._thread = threading.Thread(target=self._watch, args=(interval,), daemon=True)
 
     def __enter__(self) -> PeakMemory:
@@ -54,14 +54,8 @@ class PeakMemory:
     def _watch(self, interval: float) -> None:
         while not self._done.wait(interval):
             with suppress(psutil.Error, OSError):
-                self.mb = max([self.mb or 0.0, *_kernel_memory()]) or None
-
-
-def _kernel_memory() -> Iterator[float]:
-    for process in psutil.Process().children():
-        with suppress(psutil.Error, OSError):
-            if any("ipykernel" in argument for argument in process.cmdline()):
-                yield _memory(process)
+                if (pid := self._pid()) is not None:
+                    self.mb = max(self.mb or 0.0, _memory(psutil.Process(pid)))
 
 
 def _memory(process: psutil.Process) -> float:

@@ -10,12 +10,15 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
+import psutil
 import pytest
 import yaml
 
@@ -25,6 +28,7 @@ sys.path.insert(0, str(EXTENSION))
 
 import page_inputs  # noqa: E402
 import page_report  # noqa: E402
+import page_runs  # noqa: E402
 
 PACKAGE = {
     "__init__.py": """
@@ -189,9 +193,9 @@ class Book:
         )
 
     def executed(self) -> list[str]:
-        """The pages that executed since the last build began."""
+        """The pages that executed since the last build began, by their numbers."""
         log = self.root / "executed"
-        return log.read_text().split() if log.exists() else []
+        return sorted(log.read_text().split()) if log.exists() else []
 
     def html(self, name: str) -> str:
         """A page as readers see it, without tags."""
@@ -359,6 +363,70 @@ def test_an_interrupted_build_leaves_nothing_stale(book: Book) -> None:
     assert build.executed == []
     assert "Quoted: It is Nairobi." in book.html("00-intro")
     assert "It is Nairobi." in book.html("02-lazy")
+
+
+#: A cell that says that its page is under way, and waits until another page says so.
+MEET = """\
+import pathlib, time
+
+pathlib.Path("../{own}").touch()
+end = time.monotonic() + {seconds}
+while not (met := pathlib.Path("../{other}").exists()) and time.monotonic() < end:
+    time.sleep(0.05)
+met"""
+
+
+@pytest.mark.skipif(page_runs.room() < 2, reason="no room for two kernels")
+def test_pages_of_the_books_own_models_execute_side_by_side(book: Book) -> None:
+    for name, number, other in (("01-sums", "01", "02"), ("02-lazy", "02", "01")):
+        meet = MEET.format(own=f"met-{number}", other=f"met-{other}", seconds=120)
+        book.write(f"book/{name}.md", page(number, name, meet))
+    book.write("book/00-intro.md", "# Intro\n")
+    build = book.build()
+    assert build.code == 0, build.output
+    assert build.executed == ["01", "02"]
+    assert "True" in book.html("01-sums") and "True" in book.html("02-lazy")
+    peaks = {entry["peak_mb"] for entry in book.report().values()}
+    assert len(peaks) == 2 or peaks == {None}, "each kernel has its own"
+
+
+def test_with_other_models_one_page_executes_after_the_other(book: Book) -> None:
+    for name, number, other in (("01-sums", "01", "02"), ("02-lazy", "02", "03")):
+        meet = MEET.format(own=f"met-{number}", other=f"met-{other}", seconds=3)
+        book.write(f"book/{name}.md", page(number, name, meet))
+    book.write("book/00-intro.md", "# Intro\n")
+    build = book.build(SFT_PROFILE="hub")
+    assert build.code == 0, build.output
+    assert "False" in book.html("01-sums")
+
+
+@pytest.mark.skipif(page_runs.room() < 2, reason="no room for two kernels")
+@pytest.mark.parametrize("how", ["a page fails", "an interrupt"])
+def test_a_build_that_ends_early_leaves_no_kernel(book: Book, how: str) -> None:
+    note = 'import os, pathlib\n\npathlib.Path("../kernel").write_text(str(os.getpid()))'
+    meet = MEET.format(own="met-02", other="never", seconds=500)
+    book.write("book/02-lazy.md", page("02", "Lazy", note, meet))
+    wait = MEET.format(own="met-01", other="met-02", seconds=120)
+    wait += "\n1 / 0" if how == "a page fails" else "\n" + wait.replace("met-02", "never")
+    book.write("book/01-sums.md", page("01", "Sums", wait))
+    building = book.start()
+    try:
+        if how == "an interrupt":
+            end = time.monotonic() + 120
+            while not (book.root / "met-02").exists() and time.monotonic() < end:
+                time.sleep(0.1)
+            building.send_signal(signal.SIGINT)
+        output = building.communicate(timeout=100)[0]
+    finally:
+        building.kill()
+    assert building.returncode != 0
+    if how == "a page fails":
+        assert output.rstrip().endswith("ZeroDivisionError: division by zero")
+    kernel = int((book.root / "kernel").read_text())
+    end = time.monotonic() + 30
+    while psutil.pid_exists(kernel) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(kernel)
 
 
 def test_jupyter_book_with_the_configuration_of_this_book(tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def test_each_notebook_runs_alone(kernel, tmp_path, monkeypatch, name):
     client = NotebookClient(notebook, km=manager, timeout=1800,
                             resources={"metadata": {"path": str(tmp_path)}})  # fmt: skip
     try:
-        with PeakMemory() as memory:
+        with PeakMemory(lambda: manager.provisioner and manager.provisioner.pid) as memory:
             client.execute()
     finally:
         manager.shutdown_kernel(now=True)
