@@ -11,9 +11,10 @@ Two builds at once in one folder would share Sphinx's environment, the cache and
 second waits until the first is done, and then finds its pages in the cache.
 
 Also here: a page that quotes a value of another page is written again when the value changes;
-a failing page is named together with its cell; every execution is timed; the downloadable
-notebook holds its outputs even if they came from the cache; a page built with another profile than
-the book's own says so, and the tag ``atlas`` is set for ``{only}`` where it is the book's own.
+the search finds the terms of pages that are not written again; a failing page is named together
+with its cell; every execution is timed; the downloadable notebook holds its outputs even if they
+came from the cache; a page built with another profile than the book's own says so, and the tag
+``atlas`` is set for ``{only}`` where it is the book's own.
 
 For myst-nb 1.4 with ``execute_notebooks: cache`` and ``raise_on_error: true``.
 """
@@ -51,6 +52,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
 from sphinx.util import logging
 from sphinx.util.console import color_terminal, strip_colors
+from sphinx.util.index_entries import split_index_msg
 
 LOGGER = logging.getLogger(__name__)
 
@@ -192,6 +194,22 @@ class HonestCache:
                 page["quoted"] = state
                 changed.append(docname)
         return changed
+
+    def keep_terms(self, app: Sphinx) -> list[Any]:
+        """``html-collect-pages``: give the search the terms of pages that are not written now.
+
+        Sphinx 7 reads the words of such pages from the last search index, and not the terms.
+        """
+        indexer = getattr(app.builder, "indexer", None)
+        for docname, marks in app.env.get_domain("index").entries.items():  # type: ignore
+            found = {
+                (term, target, main)
+                for kind, value, target, main, _ in marks
+                for term in split_index_msg(kind, value)
+            }
+            if indexer is not None:
+                indexer._index_entries.setdefault(docname, sorted(found))
+        return []
 
     def finish(self, app: Sphinx, error: Exception | None) -> None:
         """``build-finished``: the table of times, and ``execution.json`` of a whole build."""
@@ -390,6 +408,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-read", book.note_quotes)
     app.connect("doctree-read", book.note_profile)
     app.connect("env-updated", book.requote)
+    app.connect("html-collect-pages", book.keep_terms)
     app.connect("build-finished", lambda app, error: book.runs.stop())
     app.connect("build-finished", book.finish)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}

@@ -33,12 +33,14 @@ MOST = 4  # more would wait for the longest page anyway
 
 #: What a cell prints in two pieces is one output, wherever the pieces happened to be cut; and
 #: output that is late is waited for, or missed with an error, never dropped with a warning. Times
-#: in the cells would make them other cells for the cache.
+#: in the cells would make them other cells for the cache. A kernel need not tell, at each start,
+#: that it is reached without encryption: it is on this machine.
 CLIENT_SETTINGS = {
     "coalesce_streams": True,
     "iopub_timeout": 60,
     "raise_on_iopub_timeout": True,
     "record_timing": False,
+    "extra_arguments": ["--log-level=ERROR"],
 }
 
 

@@ -19,6 +19,7 @@ import base64
 import hashlib
 import html
 import io
+import logging
 import re
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -74,6 +75,9 @@ ATTRIBUTE = re.compile(
     r"(<[a-z]+\b[^>]*?)\s+(?:on[a-z]+=\"[^\"]*\"|role=\"doc-biblioentry\""
     r"|role=\"list\"(?= class=\"citation-list\"))"
 )
+#: What a page holds and does not show. The search, which marks its words in the pages that it
+#: leads to, would break them: a drawing's title has no place, and a style no room for a mark.
+UNSEEN = re.compile(r"<(title|style)(?=[\s>])(?![^>]*\bclass=)")
 #: The one script inside a page: it runs before anything is drawn.
 MODE = """{
     const root = document.documentElement.dataset;
@@ -136,7 +140,9 @@ def finish_page(text: str, root: str, digest: str, search: bool = False, extra: 
     start, charset, rest = text.partition('<meta charset="utf-8" />')
     if not charset:
         raise ValueError("the theme's page has no <meta charset>: its layout has changed.")
-    return f"{start}{charset}\n  {head(root, digest, search, extra)}{rest}"
+    between, body, rest = rest.partition("<body")
+    rest = UNSEEN.sub(r'<\1 class="nohighlight"', rest)
+    return f"{start}{charset}\n  {head(root, digest, search, extra)}{between}{body}{rest}"
 
 
 def from_the_root(text: str, base: str) -> str:
@@ -224,6 +230,7 @@ def font_of(file: Path, wanted: set[int]) -> str:
     font = TTFont(file, recalcTimestamp=False)
     if not wanted & font.getBestCmap().keys():
         return ""
+    logging.getLogger(subset.__name__).setLevel(logging.WARNING)  # it tells of each table
     options = subset.Options(notdef_outline=True, flavor="woff", name_IDs=[0, 1, 13])
     subsetter = subset.Subsetter(options)
     subsetter.populate(unicodes=wanted)

@@ -341,6 +341,22 @@ def test_a_quoting_page_follows_the_page_it_quotes(book: Book) -> None:
     assert "'answer' not found in doc 'book/02-lazy'" in build.output
 
 
+def test_the_search_keeps_the_terms_of_pages_that_are_not_written(book: Book) -> None:
+    book.edit("book/00-intro.md", "Quoted", "```{glossary}\nEnd token\n  It ends.\n```\n\nQuoted")
+
+    def terms() -> dict:
+        text = (book.root / "_build" / "html" / "searchindex.js").read_text()
+        return json.loads(text[text.index("(") + 1 : text.rindex(")")])["indexentries"]
+
+    assert book.build().code == 0
+    [[(_, target, _)]] = terms().values()
+    assert target == "term-End-token"
+    before = terms()
+    book.edit("book/01-sums.md", "Old prose.", "New prose.")
+    assert book.build().code == 0
+    assert terms() == before and list(before) == ["end token"]
+
+
 def test_an_edit_while_a_page_runs_is_not_cached(book: Book) -> None:
     edit = 'with open("../toy/sums.py", "a") as file:\n    print("# edited", file=file)'
     book.write("book/01-sums.md", page("01", "Sums", "from toy import add\nadd(1, 2)", edit))

@@ -225,6 +225,22 @@ def test_search_finds_every_term_of_the_glossary(visit, address):
     assert lost == []
 
 
+def test_the_words_of_a_search_are_marked_and_break_nothing(visit):
+    """Also where they stand in what is not shown: the title of a drawing, a style."""
+    page = visit("book/08-evaluation.html").page
+    for hidden in ("svg title", "style"):
+        word = page.locator(f"article {hidden}").first.evaluate(
+            "(n) => n.textContent.match(/\\w{4,}/)[0]"
+        )
+        text = page.locator(f"article {hidden}").first.evaluate("(n) => n.textContent")
+        view = visit(f"book/08-evaluation.html?highlight={word.lower()}")
+        assert view.problems == []
+        found = view.page.locator(f"article {hidden}").first
+        assert found.evaluate("(n) => [n.textContent, n.children.length]") == [text, 0]
+    view = visit("book/08-evaluation.html?highlight=evaluation")
+    assert view.page.locator("article h1 .highlighted").count() == 1
+
+
 # --- Without script, without a network, without a page -------------------------------------------
 
 
