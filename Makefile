@@ -32,7 +32,7 @@ dev: $(INSTALLED_DEV)  ## Install what tests and checks need as well
 book: $(INSTALLED)  ## Execute every page and build the site into _build/html
 	$(BIN)/jupyter-book build .
 
-# Two processes: one builds the book, on one thread, while the other runs the rest.
+# Two processes: one builds the book while the other runs the rest.
 test: $(INSTALLED_DEV)  ## Run the tests, a build of the book among them
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
@@ -45,9 +45,9 @@ profiles: $(INSTALLED_DEV)  ## Build the book with profiles of a reader, and run
 	$(BIN)/python -m pytest tests/book tests/hub -m profiles $(ARGS)
 
 # A browser looks at the site in _build, or at the one in the folder that SFT_SITE names.
-test-site: $(INSTALLED_DEV)  ## Build the book and test the site in Chromium (10 minutes)
+test-site: $(INSTALLED_DEV)  ## Build the book and test the site in Chromium (6 minutes)
 	[ -n "$$SFT_SITE" ] || $(BIN)/jupyter-book build .
-	$(BIN)/python -m pytest tests/site -m site $(ARGS)
+	$(BIN)/python -m pytest tests/site -m site -n 2 --dist loadfile $(ARGS)
 
 # The wheel goes into a virtual environment of its own, and each notebook runs there by itself.
 test-notebooks: $(INSTALLED_DEV)  ## Run every notebook alone in a fresh environment (15 minutes)

@@ -111,7 +111,8 @@ def test_ci_can_be_run():
     assert "set -euo pipefail" in text
     if sys.platform != "win32":
         assert os.access(run, os.X_OK)
-    assert set(re.findall(r"^make ([a-z]+)", text, re.MULTILINE)) <= TARGETS
+    called = set(re.findall(r"\b(?:make|run) ([a-z][a-z-]*)\b", text.partition("\n\n")[2]))
+    assert called == {"lint", "test", "test-site", "test-notebooks", "mutations"} <= TARGETS
 
 
 # --- Documents ------------------------------------------------------------------------------------
@@ -194,6 +195,10 @@ def test_pins_are_for_any_platform():
 
 def test_one_version():
     assert sft_utils.__version__ == PROJECT["version"]
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf8")
+    assert re.search(
+        rf"^## \[{re.escape(PROJECT['version'])}\] - \d{{4}}-\d\d-\d\d$", changelog, re.M
+    )
 
 
 # --- Traces of a machine --------------------------------------------------------------------------

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 TARGETS = set(re.findall(r"^([a-z][\w-]*):(?!=)", (ROOT / "Makefile").read_text("utf8"), re.M))
 #: The most that each job may do; every other job reads the repository.
-WRITES = {("pages", "deploy"): {"pages": "write", "id-token": "write"},
+WRITES = {("release", "tag"): {"contents": "write"},
+          ("pages", "deploy"): {"pages": "write", "id-token": "write"},
           ("pages", "build"): {"contents": "read", "actions": "read"}}  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def commands(job):
 
 
 def test_there_are_workflows():
-    assert {path.stem for path in FILES} == {"test", "pages", "weekly", "hub"}
+    assert {path.stem for path in FILES} == {"test", "pages", "weekly", "hub", "release"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -84,6 +85,18 @@ def test_the_tests_run_on_each_system_and_python():
     assert matrix["python"] == ["3.11", "3.12", "3.13"]
     assert {system.partition("-")[0] for system in matrix["os"]} == {"ubuntu", "macos", "windows"}
     assert set(load(ROOT / ".github/workflows/test.yml")["on"]) == {"push", "pull_request"}
+    assert "jupyter-book build ." in commands(job)
+    [cache] = [step["with"] for step in job["steps"] if "actions/cache@" in step.get("uses", "")]
+    assert {"_build/.jupyter_cache", ".runs"} == set(cache["path"].split())
+    assert all(part in cache["key"] for part in ("book/**", "sft_utils/**", "constraints.txt"))
+
+
+def test_a_version_without_a_release_gets_one():
+    release = load(ROOT / ".github/workflows/release.yml")
+    assert release["on"] == {"push": {"branches": ["main"]}}
+    [pattern] = re.findall(r"sed -n '(.*?)' pyproject.toml", commands(release["jobs"]["tag"]))
+    found = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text("utf8"), re.M)
+    assert pattern == r's/^version = "\(.*\)"$/\1/p' and len(found) == 1
 
 
 def test_the_newest_versions_are_tried_each_week():
