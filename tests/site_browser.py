@@ -22,7 +22,8 @@ FLAGS = (
 )  # fmt: skip
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
 #: The pages in reading order, as their addresses within the site.
-PAGES = [f"{file}.html" for file in (TOC["root"], *(c["file"] for c in TOC["chapters"]))]
+CHAPTERS = [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
+PAGES = [f"{file}.html" for file in (TOC["root"], *CHAPTERS)]
 FRONT = PAGES[0]
 OTHERS = ["search.html", "genindex.html"]
 

@@ -260,6 +260,14 @@ def test_the_table_of_contents_has_every_page_once():
     assert [file for file in files if re.match(r"book/\d", file)] == [f"book/{c}" for c in CHAPTERS]
 
 
+@each_chapter
+def test_the_sidebar_names_a_chapter_by_number_and_title(page):
+    """The text says "chapter 07", and this is where readers look for it."""
+    [current] = page.soup.select("nav.bd-links a.current")
+    title = page.article.find("h1").find(string=True)
+    assert " ".join(current.get_text().split()) == f"{page.name[:2]} {title}"
+
+
 def test_the_build_succeeds(site):
     if site.cold is None:
         assert site.executions(), "the build of SFT_SITE did not come to its end"
