@@ -6,6 +6,7 @@ Explained in chapter 02.
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -290,7 +291,8 @@ def test_model_with_questions(
     """Ask every question and print the whole list: question, answer, and how the answer ended.
 
     A question is a string, a list of messages, or a `sft_utils.profiles.Question`. With
-    ``show_prompt`` the exact prompt is printed too. Other keywords go to `generate_responses`.
+    ``show_prompt`` the exact prompt is printed too. A line that is too long for a page goes on
+    behind ``┊``; behind ``│`` begins a new one. Other keywords go to `generate_responses`.
     Explained in chapter 02.
     """
     system = generate.pop("system", None)
@@ -329,10 +331,17 @@ _VISIBLE = {
 }
 
 
+#: Breaks a line after a space, where it has one, and takes nothing away.
+_WRAP = textwrap.TextWrapper(
+    64, drop_whitespace=False, replace_whitespace=False, expand_tabs=False, break_on_hyphens=False
+)
+
+
 def _print_block(label: str, text: str) -> None:
     for line in text.translate(_VISIBLE).split("\n"):
-        print(f"{label:>9} │ {line}")
-        label = ""
+        for mark, part in zip("│" + "┊" * len(line), _WRAP.wrap(line) or [""], strict=False):
+            print(f"{label:>9} {mark} {part}")
+            label = ""
 
 
 def _messages(prompt: str | Messages, system: str | None) -> Messages:

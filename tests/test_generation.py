@@ -411,6 +411,22 @@ Before
     )
 
 
+@pytest.mark.parametrize("line", ["word " * 30, "x" * 150, f"{'a' * 60}  b-c\td ", ""])
+def test_a_long_line_goes_on_behind_another_mark_and_loses_nothing(chat_tokenizer, capsys, line):
+    long = make_model("qwen3", max_position_embeddings=512)
+    model = scripted(long, chat_tokenizer("o")["input_ids"])
+    question = f"{line}\n{line}"
+    test_model_with_questions(model, chat_tokenizer, [question], max_new_tokens=1, chat=False)
+    printed = capsys.readouterr().out.partition("   answer")[0].split("\n")[2:-1]
+    assert max(map(len, printed)) <= 76
+    lines = []
+    for row in printed:
+        mark, part = row[10], row[12:]
+        lines = [*lines, part] if mark == "│" else [*lines[:-1], lines[-1] + part]
+        assert mark in "│┊"
+    assert "\n".join(lines) == question
+
+
 def test_the_printed_list_marks_what_was_cut(qwen, chat_tokenizer, capsys):
     model = scripted(qwen, chat_tokenizer("o")["input_ids"])
     test_model_with_questions(model, chat_tokenizer, ["Hi"], max_new_tokens=1, chat=False)
