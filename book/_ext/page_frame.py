@@ -1,9 +1,9 @@
 """Sphinx extension: what every page has around its text.
 
-A description for search engines and previews, made of the page's first sentences with the values
-that they quote; at the end, what ran to make the page, and how long; a page for addresses that do
-not exist. And the front page's first screen: one question of a glued table of answers, with the
-answers side by side.
+A description for search engines and for what a link to the page shows elsewhere (Open Graph), made
+of the page's first sentences with the values that they quote; at the end, what ran to make the
+page, and how long; a page for addresses that do not exist. And the front page's first screen: one
+question of a glued table of answers, with the answers side by side.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from sphinx.errors import SphinxError
 
 #: Characters of a description, about what search engines show.
 LENGTH = 160
+#: What a link to the book shows, from the root of the repository; a robot loads it, no page does.
+PICTURE = "docs/site.png"
 #: What a page's results come from, besides its own code.
 LIBRARIES = ("torch", "transformers", "trl", "datasets")
 NOT_FOUND = """<section id="not-found">
@@ -82,6 +84,37 @@ def what_ran(app: Sphinx, page: str) -> str:
     return f"<dl>{rows}</dl>"
 
 
+def meta_tags(app: Sphinx, context: dict[str, Any], description: str) -> str:
+    """What the head of a page says of it. The picture shows the models that come with the book."""
+    title = BeautifulSoup(context.get("title") or "", "html.parser").get_text()
+    preview = {
+        "title": title,
+        "description": description,
+        "type": "article",
+        "site_name": app.config.html_title,
+        "url": context.get("pageurl"),
+        "image": f"{app.config.html_baseurl}{Path(PICTURE).name}" if has_picture(app) else None,
+    }
+    tags = [f'<meta name="description" content="{html.escape(description)}">']
+    tags += [
+        f'<meta property="og:{name}" content="{html.escape(text)}">'
+        for name, text in preview.items()
+        if text
+    ]
+    return "".join(f"{tag}\n" for tag in tags)
+
+
+def has_picture(app: Sphinx) -> bool:
+    """Whether there is a picture, and it is of what was built."""
+    return app.tags.has("atlas") and Path(app.confdir, PICTURE).is_file()
+
+
+def add_picture(app: Sphinx) -> None:
+    """``builder-inited``: the picture lies at the top of the site."""
+    if has_picture(app):
+        app.config.html_extra_path.append(PICTURE)  # type: ignore[attr-defined]
+
+
 def add_frame(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
@@ -99,8 +132,7 @@ def add_frame(
             '<section class="what-ran" aria-label="What ran">'
             f'<p class="what-ran-title">What ran</p>{what_ran(app, page)}</section>\n'
         )
-    tag = f'<meta name="description" content="{html.escape(description)}">\n'
-    context["metatags"] = context.get("metatags", "") + tag
+    context["metatags"] = context.get("metatags", "") + meta_tags(app, context, description)
 
 
 def extra_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -148,6 +180,7 @@ def fill_first_screen(app: Sphinx, doctree: nodes.document, page: str) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handlers."""
+    app.connect("builder-inited", add_picture)
     app.connect("html-page-context", add_frame)
     app.connect("html-collect-pages", extra_pages)
     app.connect("doctree-resolved", fill_first_screen)

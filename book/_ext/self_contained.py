@@ -322,7 +322,7 @@ def wrap(app: Sphinx) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handlers. A change of ours makes Sphinx write every page again, and read none."""
-    files = [*HERE.glob("self_contained.py"), *OWN.glob("*")]
+    files = [*HERE.glob("*.py"), *OWN.glob("*")]
     app.add_config_value("site_digest", digest_of(files), "html", [str])
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.config.html_math_renderer = "mathml"  # type: ignore[attr-defined]

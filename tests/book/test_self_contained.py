@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from bs4 import BeautifulSoup
 from fontTools.ttLib import TTFont
 
@@ -148,6 +149,21 @@ def test_every_page_is_described(pages):
         assert 25 <= len(text) <= page_frame.LENGTH, (name, text)
         seen.setdefault(text, []).append(name)
     assert [names for names in seen.values() if len(names) > 1] == []
+
+
+def test_a_link_to_a_page_shows_its_title_its_words_and_a_picture_of_the_site(pages, site):
+    base = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))["html"]["baseurl"]
+    for name, soup in pages.items():
+        if not name.startswith("book/"):
+            continue
+        shown = {
+            tag["property"].removeprefix("og:"): tag["content"]
+            for tag in soup.find_all("meta", property=re.compile("^og:"))
+        }
+        assert shown["title"] == soup.find("h1").find(string=True)
+        assert shown["description"] == soup.find("meta", attrs={"name": "description"})["content"]
+        assert shown["url"] == base + name
+        assert (site.html / shown["image"].removeprefix(base)).read_bytes()[1:4] == b"PNG"
 
 
 def test_every_page_of_the_book_says_what_ran(pages, site):
