@@ -422,6 +422,8 @@ def test_with_other_models_one_page_executes_after_the_other(book: Book) -> None
 @pytest.mark.skipif(page_runs.room() < 2, reason="no room for two kernels")
 @pytest.mark.parametrize("how", ["a page fails", "an interrupt"])
 def test_a_build_that_ends_early_leaves_no_kernel(book: Book, how: str) -> None:
+    if how == "an interrupt" and sys.platform == "win32":
+        pytest.skip("Windows sends no interrupt to one process")
     note = 'import os, pathlib\n\npathlib.Path("../kernel").write_text(str(os.getpid()))'
     meet = MEET.format(own="met-02", other="never", seconds=500)
     book.write("book/02-lazy.md", page("02", "Lazy", note, meet))
