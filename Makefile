@@ -50,7 +50,7 @@ test-site: $(INSTALLED_DEV)  ## Build the book and test the site in Chromium (6 
 	$(BIN)/python -m pytest tests/site -m site -n 2 --dist loadfile $(ARGS)
 
 # The wheel goes into a virtual environment of its own, and each notebook runs there by itself.
-test-notebooks: $(INSTALLED_DEV)  ## Run every notebook alone in a fresh environment (15 minutes)
+test-notebooks: $(INSTALLED_DEV)  ## Run every notebook alone in a fresh environment (11 minutes)
 	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest tests/book/test_launch_notebooks.py \
 		-m notebooks -n 2 --dist worksteal $(ARGS)
 

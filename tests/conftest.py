@@ -34,6 +34,8 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """One process for each file, and one for all that look at the book, to build it once."""
+    if config.getoption("dist") != "loadfile":
+        return None  # xdist has a scheduler for it
     from xdist.scheduler import LoadFileScheduling
 
     class OneBook(LoadFileScheduling):
