@@ -45,12 +45,12 @@ profiles: $(INSTALLED_DEV)  ## Build the book with profiles of a reader, and run
 	$(BIN)/python -m pytest tests/book tests/hub -m profiles $(ARGS)
 
 # A browser looks at the site in _build, or at the one in the folder that SFT_SITE names.
-test-site: $(INSTALLED_DEV)  ## Build the book and test the site in Chromium (6 minutes)
+test-site: $(INSTALLED_DEV)  ## Build the book and test the site in Chromium (7 minutes)
 	[ -n "$$SFT_SITE" ] || $(BIN)/jupyter-book build .
 	$(BIN)/python -m pytest tests/site -m site -n 2 --dist loadfile $(ARGS)
 
 # The wheel goes into a virtual environment of its own, and each notebook runs there by itself.
-test-notebooks: $(INSTALLED_DEV)  ## Run every notebook alone in a fresh environment (11 minutes)
+test-notebooks: $(INSTALLED_DEV)  ## Run every notebook alone in a fresh environment (13 minutes)
 	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest tests/book/test_launch_notebooks.py \
 		-m notebooks -n 2 --dist worksteal $(ARGS)
 
