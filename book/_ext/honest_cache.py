@@ -129,11 +129,11 @@ class HonestCache:
             notebook = self._read(docname)
             if notebook is None:
                 continue
-            self.mark(docname, notebook)
+            found = self.mark(docname, notebook)
             try:
                 self.cache.match_cache_notebook(notebook)
             except KeyError:
-                self._begin(docname, notebook, settings)
+                self._begin(docname, notebook, found, settings)
 
     def outcome(self, notebook: NotebookNode, cwd: str, **settings: Any) -> ExecutionResult:
         """Wait for the execution of the page that is read, begun before or, if need be, now.
@@ -142,12 +142,13 @@ class HonestCache:
         """
         settings.pop("meta_override")
         docname = self.app.env.docname
+        page = self.pages[docname]
         run = self.runs.take(self._key(notebook, settings))
-        run = run or self._begin(docname, notebook, settings)
+        run = run or self._begin(docname, notebook, page["inputs"], settings)
         while not wait([run.done], timeout=1).done:  # in between, an interrupt is heard
             pass
         notebook.cells, notebook.metadata = run.notebook.cells, run.notebook.metadata
-        self.pages[docname]["peak_mb"] = run.peak_mb
+        page["peak_mb"] = run.peak_mb
         return run.done.result()
 
     def purge(self, app: Sphinx, env: BuildEnvironment, docname: str) -> None:
@@ -292,10 +293,11 @@ class HonestCache:
         reader = create_nb_reader(path, *configs, text)
         return reader and reader.read(text)
 
-    def _begin(self, docname: str, notebook: NotebookNode, settings: dict[str, Any]) -> PageRun:
-        """Execute a copy of the page's notebook when its turn comes."""
-        name = self.name(docname)
-        told = f"{name}: executing{self.changes(docname, self.inputs(docname, notebook))}"
+    def _begin(
+        self, docname: str, notebook: NotebookNode, found: dict[str, str], settings: dict[str, Any]
+    ) -> PageRun:
+        """Execute a copy of the page's notebook, with the inputs ``found``, when its turn comes."""
+        told = f"{self.name(docname)}: executing{self.changes(docname, found)}"
         folder = Path(self.app.env.doc2path(docname)).parent
         run = PageRun(deepcopy(notebook), folder, settings, lambda: self.say(told))
         self.runs.begin(self._key(notebook, settings), run, room() if own_models() else 1)
