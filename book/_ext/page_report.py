@@ -32,9 +32,12 @@ class Execution:
 class PeakMemory:
     """The peak memory of a kernel, while a ``with`` block runs; ``pid`` tells its process.
 
-    Linux keeps the high-water mark of every process, so that looking now and then is exact but
-    for the last moment. On other systems it is the most that was seen when looking. Processes
-    that a kernel starts (the workers of a data loader) are not counted.
+    Counted is what a process has for itself. The libraries' files that it has mapped are not: the
+    system can drop them at any time, and how much of them counts as its memory depends on how the
+    files came to be read, by a hundred MB for the same page. Linux keeps the high-water mark of
+    every process, so that looking now and then is exact but for the last moment. On other systems
+    it is the most that was seen when looking, mapped files included. Processes that a kernel starts
+    (the workers of a data loader) are not counted.
     """
 
     mb: float | None = None
@@ -60,8 +63,13 @@ class PeakMemory:
 
 def _memory(process: psutil.Process) -> float:
     status = Path(f"/proc/{process.pid}/status")
-    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(peak[1]) / 1024 if peak else process.memory_info().rss / 2**20
+    kilobytes = re.findall(
+        r"(VmHWM|RssFile):\s+(\d+) kB", status.read_text() if status.exists() else ""
+    )
+    found = {name: int(number) / 1024 for name, number in kilobytes}
+    if found.keys() == {"VmHWM", "RssFile"}:
+        return found["VmHWM"] - found["RssFile"]
+    return process.memory_info().rss / 2**20
 
 
 def failure(page: str, notebook: NotebookNode, error: BaseException) -> str:

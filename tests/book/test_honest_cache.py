@@ -604,6 +604,34 @@ def test_a_package_that_is_not_installed_is_named() -> None:
         page_inputs.Package("no_such_package")
 
 
+MAPPED = """
+import mmap, os, sys
+import page_report, psutil
+process = psutil.Process()
+with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+    before = page_report._memory(process)
+    read = sum(view[::4096])
+    mapped = page_report._memory(process)
+    own = b"1" * 100_000_000
+    print(mapped - before, page_report._memory(process) - mapped)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere mapped files are counted")
+def test_memory_is_what_a_process_has_for_itself(tmp_path: Path) -> None:
+    """Not the pages of a file that it has mapped, as those of libraries are."""
+    (tmp_path / "library").write_bytes(b"1" * 200_000_000)
+    printed = subprocess.run(
+        [sys.executable, "-c", MAPPED, tmp_path / "library"],
+        env=os.environ | {"PYTHONPATH": str(EXTENSION)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    mapped, own = map(float, printed.split())
+    assert abs(mapped) < 20 and 80 < own < 120
+
+
 def test_a_failure_names_the_last_cell_that_ran() -> None:
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
