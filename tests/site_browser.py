@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import yaml
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Frame, Page, Request
 
 ROOT = Path(__file__).parents[1]
 #: Where the site lies at its host, as in ``html.baseurl`` of ``_config.yml``.
@@ -78,11 +78,35 @@ class View:
     urls: list[str] = field(default_factory=list)
 
     def watch(self) -> None:
-        """Note what goes wrong, and every request, from now on."""
+        """Note what goes wrong, and every request, from now on.
+
+        Whoever goes on to another page breaks off what the one before still loads: that is no
+        fault of either. Such a request ends as aborted, after the next page was asked for.
+        """
         page = self.page
-        page.on("request", lambda request: self.urls.append(request.url))
+        pages, leaving = 0, False
+        asked_by: dict[Request, int] = {}
+
+        def request(request: Request) -> None:
+            nonlocal leaving
+            leaving = leaving or request.is_navigation_request()
+            asked_by[request] = pages
+            self.urls.append(request.url)
+
+        def navigated(frame: Frame) -> None:
+            nonlocal pages, leaving
+            if leaving and frame == page.main_frame:
+                pages, leaving = pages + 1, False
+
+        def failed(request: Request) -> None:
+            left = leaving or asked_by[request] < pages
+            if request.failure != "net::ERR_ABORTED" or not left or request.is_navigation_request():
+                self.problems.append(f"failed: {request.url} {request.failure}")
+
+        page.on("request", request)
+        page.on("framenavigated", navigated)
+        page.on("requestfailed", failed)
         page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
-        page.on("requestfailed", lambda r: self.problems.append(f"failed: {r.url} {r.failure}"))
         page.on(
             "response",
             lambda r: self.problems.append(f"{r.status}: {r.url}") if r.status >= 400 else None,

@@ -267,6 +267,33 @@ def test_without_script_every_page_reads_and_leads_on(browser, address):
     assert view.problems == []
 
 
+def test_what_a_reader_leaves_is_no_fault_and_what_breaks_is(browser, address):
+    """What the tests of this folder count as a failed request: never one that its reader left."""
+
+    def failures(reason: str | None) -> list[str]:
+        """Of a page that asks for a file and of the next; without a reason no answer ever comes."""
+        view = open_page(browser, address + PAGES[1])
+        page = view.page
+        page.route("**/a-file", lambda route: route.abort(reason) if reason else None)
+        steps = (
+            lambda: page.evaluate("void fetch('a-file').catch(() => null)"),
+            lambda: page.locator("a.right-next").click(),
+        )
+        for step, fails in zip(steps, (reason, not reason), strict=True):
+            if fails:
+                with page.expect_event("requestfailed"):
+                    step()
+            else:
+                step()
+        page.wait_for_url(address + PAGES[2])
+        page.context.close()
+        return [line.rpartition(" ")[2] for line in view.problems if line.startswith("failed: ")]
+
+    assert failures(None) == []
+    assert failures("aborted") == ["net::ERR_ABORTED"]
+    assert failures("failed") == ["net::ERR_FAILED"]
+
+
 def test_a_folder_is_enough(browser, html, address):
     """Opened as files: the front page, the next, the colors, the search."""
     view = open_page(browser, html.joinpath("index.html").as_uri())
