@@ -52,7 +52,7 @@ test-site: $(INSTALLED_DEV)  ## Build the book and test the site in Chromium (7 
 # The wheel goes into a virtual environment of its own, and each notebook runs there by itself.
 test-notebooks: $(INSTALLED_DEV)  ## Run every notebook alone in a fresh environment (13 minutes)
 	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest tests/book/test_launch_notebooks.py \
-		-m notebooks -n 2 --dist worksteal $(ARGS)
+		-m notebooks -n 2 --dist load --maxschedchunk 1 $(ARGS)
 
 # One thread sums in one order, so that a rerun on the same processor gives the same weights.
 models: $(INSTALLED)  ## Make the Atlas models and data again from the tables (within 90 minutes)
