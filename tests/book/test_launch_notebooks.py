@@ -39,7 +39,8 @@ PAGES = sorted(
     for path in (ROOT / "book").glob("*.md")
     if "\nkernelspec:" in path.read_text("utf8").partition("\n---\n")[0]
 )
-#: Two workers take them one by one: who has the last one works alone, so it should be short.
+#: Two workers take them one by one: who has the last one works alone, so it should be short. The
+#: test of Binder's environment stands before them, so that it is made beside the kernel's.
 LONGEST_FIRST = sorted(PAGES, key=lambda name: not "08" <= name[:2] <= "10")
 MOST_MEMORY = 1.2 * 1024  # MB: Binder gives two gigabytes, and the server takes its share
 
