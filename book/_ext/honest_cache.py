@@ -164,21 +164,18 @@ class HonestCache:
 
     def note_profile(self, app: Sphinx, doctree: nodes.document) -> None:
         """``doctree-read``: say under the title of an executed page how it was built."""
-        profile = Path(os.environ.get("SFT_PROFILE") or BOOKS_OWN).stem
         title = next(doctree.findall(nodes.title), None)
-        if (
-            profile == BOOKS_OWN
-            or title is None
-            or "inputs" not in self.pages.get(app.env.docname, {})
-        ):
+        if own_models() or title is None or "inputs" not in self.pages.get(app.env.docname, {}):
             return
-        text = (
-            f"Built with the profile {profile}. A dash (–) stands where it has nothing to measure, "
-            "and what the text says of the Atlas is about the models that come with the book."
+        # Any file may be a profile: its name is shown as it is, and like any value that was
+        # computed it is no prose.
+        name = nodes.inline("", Path(os.environ["SFT_PROFILE"]).stem, classes=["pasted-text"])
+        rest = nodes.Text(
+            ". A dash (–) stands where it has nothing to measure, and what the text says of the "
+            "Atlas is about the models that come with the book."
         )
-        title.parent.insert(
-            title.parent.index(title) + 1, nodes.note("", nodes.paragraph("", text))
-        )
+        said = nodes.paragraph("", "", nodes.Text("Built with the profile "), name, rest)
+        title.parent.insert(title.parent.index(title) + 1, nodes.note("", said))
 
     def requote(self, app: Sphinx, env: BuildEnvironment) -> list[str]:
         """``env-updated``: the pages to write because a value that they quote has changed.

@@ -6,6 +6,7 @@ and not inferred. Every test starts from the same finished build.
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -17,18 +18,23 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 import yaml
+from docutils.core import publish_doctree, publish_from_doctree
 
 ROOT = Path(__file__).parents[2]
 EXTENSION = ROOT / "book" / "_ext"
 sys.path.insert(0, str(EXTENSION))
 
+import honest_cache  # noqa: E402
 import page_inputs  # noqa: E402
 import page_report  # noqa: E402
 import page_runs  # noqa: E402
+import typed_numbers  # noqa: E402
 
 PACKAGE = {
     "__init__.py": """
@@ -325,6 +331,26 @@ def test_another_profile_and_back(book: Book) -> None:
     assert book.build().executed == []
     assert told not in book.html("01-sums") + book.html("02-lazy")
     assert "Our own." in book.html("00-intro") and "Yours." not in book.html("00-intro")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["run2", "qwen3", "my run 2", "½", "a_b*", "<b>", "2026-11-27", "lr=1e-4, 3 epochs. 50 %",
+     "`5`", "{glue:text}`x`", "٣", "atlas"],
+)  # fmt: skip
+def test_any_file_may_be_a_profile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is told on the page, as it is, and no part of it is a number that was typed."""
+    monkeypatch.setenv("SFT_PROFILE", f"runs.v2/{name}.toml")
+    env = SimpleNamespace(docname="page", honest_cache={"page": {"inputs": {}}})
+    app: Any = SimpleNamespace(env=env)
+    document = publish_doctree(
+        "Title\n=====\n\nProse.\n", settings_overrides={"_disable_config": 1}
+    )
+    honest_cache.HonestCache(app).note_profile(app, document)
+    assert f"Built with the profile {name}. A dash" in document.astext()
+    assert list(typed_numbers.in_prose(document, "", "page.md")) == []
+    shown = publish_from_doctree(document, writer_name="html5").decode()
+    assert f"Built with the profile {name}. A dash" in html.unescape(re.sub(r"<[^>]+>", "", shown))
 
 
 def test_a_quoting_page_follows_the_page_it_quotes(book: Book) -> None:
