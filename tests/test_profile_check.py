@@ -6,10 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import make_model, make_tokenizer
+from conftest import ROOT, make_model, make_tokenizer
+from lookalikes import write_models
 
 from sft_utils import profile_check, walkthrough
 from sft_utils.forecast import Lengths, work
@@ -308,6 +310,54 @@ def test_damaged_weights_are_told_of_each_part(home, check):
     assert not good
     assert re.match(r"base: Cannot load the model in '.*torn'", said["PROBLEM"])
     assert "time" in said  # the rest is told all the same
+
+
+# --- The example of the README -----------------------------------------------------------------
+
+UNMARKED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def example(tmp_path):
+    """Writes the README's profile with what it names on the Hub and its rows as small ones here."""
+    write_models(tmp_path)
+    rows = [{"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(60)]
+    write(tmp_path / "mine.jsonl", rows)
+    blocks = re.findall(
+        r"^```toml\n(.*?)^```$", (ROOT / "README.md").read_text("utf8"), re.M | re.S
+    )
+    [text] = [block for block in blocks if "[models]" in block]
+
+    def run(*changes):
+        changed = re.sub(r'"HuggingFaceTB/SmolLM2-135M"', '"trainee"', text)
+        for old, new in changes:
+            assert old in changed
+            changed = changed.replace(old, new)
+        (tmp_path / "mine.toml").write_text(changed)
+        return main(["check", str(tmp_path / "mine.toml")])
+
+    run.text = text
+    return run
+
+
+def test_the_example_of_the_readme_can_be_built(example, capsys):
+    assert example() == 0
+    said = capsys.readouterr().out
+    assert said.endswith("result     can be built\n")
+    held_out = tomllib.loads(example.text)["questions"]["held_out"]
+    assert f"mine, {held_out} questions, drawn from the data and kept out of training" in said
+
+
+def test_the_same_with_a_template_that_marks_no_answers_cannot(example, tmp_path, capsys):
+    write_models(tmp_path / "chat")
+    (tmp_path / "chat" / "trainee" / "chat_template.jinja").write_text(UNMARKED)
+    own = tomllib.loads(example.text)["prompt"]["chat_template"]
+    assert example((f'chat_template = "{own}"', 'chat_template_from = "chat/trainee"')) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"^PROBLEM .*\{% generation %\}", said, re.MULTILINE), said
 
 
 # --- The command -------------------------------------------------------------------------------
