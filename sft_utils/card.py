@@ -18,6 +18,7 @@ from .recipe import (
     versions_of,
     yaml_line,
 )
+from .redaction import without_secrets
 from .results import MISSING, Measure
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _example(name: str, system: str | None, template_kwargs: Mapping[str, Any]) 
         "]",
         "prompt = tokenizer.apply_chat_template(",
         "    messages,",
-        *filled(options | dict(template_kwargs)),
+        *filled(options | without_secrets(dict(template_kwargs))),
         ")",
         "answer = model.generate(**prompt, max_new_tokens=256, do_sample=False)",
         'print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], '

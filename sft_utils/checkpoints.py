@@ -145,6 +145,8 @@ class WholeCheckpoints(TrainerCallback):
         shutil.copy(folder / EPOCH / own, checkpoint / EPOCH / own)
         self.trainer.accelerator.wait_for_everyone()
         if args.should_save:
+            # A pickle of the arguments, a token of access among them, that nothing reads again.
+            (checkpoint / "training_args.bin").unlink(missing_ok=True)
             best = state.best_model_checkpoint and Path(state.best_model_checkpoint).name
             seal(checkpoint, best)
             _prune(folder, {checkpoint.name, best})

@@ -37,6 +37,7 @@ from .models import (
     set_template,
 )
 from .profiles import PARTS, SEED, Profile, ProfileError, load_profile
+from .redaction import redact_text
 from .runs import _store
 from .scorers import SCORERS
 from .walkthrough import load_rows, load_trainee, lora_config, make_config
@@ -60,8 +61,8 @@ class Report:
     problems: int = 0
 
     def line(self, name: str, text: str) -> None:
-        """Say one thing. A text of several lines is said under one name."""
-        for part in text.strip().split("\n"):
+        """Say one thing, and nothing secret. A text of several lines is said under one name."""
+        for part in redact_text(text).strip().split("\n"):
             self.say(f"{name:<10} {part.strip()}".rstrip())
             name = ""
 

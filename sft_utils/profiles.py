@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .redaction import is_secret, redact
+
 PROFILE_FILES = Path(__file__).parent / "profile_files"
 SEED = 0  # draws held-out questions and validation rows, and is that of the training
 PARTS = ("base", "reference", "trainee", "control")
@@ -351,13 +353,13 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             what = "tables" if dataclasses.is_dataclass(options[0]) else "values"
-            raise ProfileError(f"{where} must be a list of {what}, not {value!r}.")
+            raise ProfileError(f"{where} must be a list of {what}, not {_quoted(value, where)}.")
         return tuple(_build(options[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is float and type(value) is int:
         return float(value)
     if type(value) is not origin:
         name = getattr(origin, "__name__", str(origin))
-        raise ProfileError(f"{where} must be of type {name}, not {value!r}.")
+        raise ProfileError(f"{where} must be of type {name}, not {_quoted(value, where)}.")
     if origin is dict and options:
         return {key: _build(options[1], item, f"{where}: {key}") for key, item in value.items()}
     if origin is list and options:
@@ -382,11 +384,17 @@ def _build_table(kind: type, table: Any, where: str) -> Any:
 def _build_values(kind: type, table: Any, where: str) -> dict[str, Any]:
     """The values of a table, each of the type that the dataclass ``kind`` gives its name."""
     if not isinstance(table, dict):
-        raise ProfileError(f"{where} must be a table, not {table!r}.")
+        raise ProfileError(f"{where} must be a table, not {_quoted(table, where)}.")
     fields = [f.name for f in dataclasses.fields(kind) if not f.metadata.get("computed")]
     _check_names(table, fields, where)
     hints = typing.get_type_hints(kind)
     return {name: _build(hints[name], value, f"{where}: {name}") for name, value in table.items()}
+
+
+def _quoted(value: Any, where: str) -> str:
+    """A wrong value as a message shows it: nothing of a secret, of which the type is enough."""
+    name = where.rpartition(": ")[2].partition("[")[0]
+    return f"of type {type(value).__name__}" if is_secret(name) else repr(redact(value))
 
 
 def _check_names(given: Collection[str], known: Collection[str], where: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .models import end_of_turn_id, resolve
+from .redaction import is_secret, redact_text, without_secrets
 from .runs import NO_EFFECT
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def write_run(
 def run_arguments(trainer: SFTTrainer) -> dict[str, Any]:
     """Return the arguments of `SFTConfig` in which the run differs from the defaults.
 
-    They are plain values. Places, what is only shown, and tokens of access are left out.
+    They are plain values. Places, what is only shown, and what is secret are left out.
     ``eos_token`` is the token by which the chat template ends a turn, so that the saved model
     stops there. A metric that TRL does not compute by itself is replaced by the validation loss.
 
@@ -112,8 +113,9 @@ def run_arguments(trainer: SFTTrainer) -> dict[str, Any]:
     for field in dataclasses.fields(SFTConfig):
         value = getattr(args, field.name)
         default = field.default if field.name in _SETTLED else getattr(defaults, field.name)
-        if field.name not in _LEFT_OUT and value != default:
-            found[field.name] = _plain(field.name, value)
+        left_out = field.name in _LEFT_OUT or is_secret(field.name)
+        if not left_out and value != default:
+            found[field.name] = _plain(field.name, without_secrets(value))
     if own_metric(args):
         found |= {"metric_for_best_model": "loss", "greater_is_better": False}
     turn_end = _turn_end(tokenizer_of(trainer))
@@ -283,8 +285,8 @@ def _plain(name: str, value: Any) -> Any:
         return json.loads(json.dumps(value))
     except TypeError as error:
         raise ValueError(
-            f"{name}={value!r} is no plain value, so that run.yaml cannot hold it. "
-            "Keep the script that makes it."
+            f"{name}={redact_text(repr(value))} is no plain value, so that run.yaml cannot hold "
+            "it. Keep the script that makes it."
         ) from error
 
 

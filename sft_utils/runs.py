@@ -22,11 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .redaction import without_secrets
+
 if TYPE_CHECKING:
     from transformers import Trainer
 
 # Arguments that say where things are written and what is shown, not what is computed. Every other
-# argument counts, those of future versions too.
+# argument counts, those of future versions too, but for what `redaction` calls secret.
 NO_EFFECT = {
     "output_dir",
     "run_name",
@@ -40,8 +42,6 @@ NO_EFFECT = {
     "trackio_bucket_id",
     "trackio_static_space_id",
     "push_to_hub",
-    "push_to_hub_token",
-    "hub_token",
     "hub_model_id",
     "hub_private_repo",
     "hub_strategy",
@@ -146,7 +146,7 @@ def fingerprint(trainer: Trainer) -> str:
         _rows_hash(trainer.train_dataset),
         _rows_hash(trainer.eval_dataset),
         _environment(trainer),
-        {k: v for k, v in trainer.args.to_dict().items() if k not in NO_EFFECT},
+        without_secrets({k: v for k, v in trainer.args.to_dict().items() if k not in NO_EFFECT}),
         _tokenizer_state(trainer.processing_class),
         [
             _describe(callback)
