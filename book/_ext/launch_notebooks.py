@@ -23,13 +23,14 @@ from pybtex.database import BibliographyData, Entry, parse_file
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 
-#: Colab has PyTorch, and the package's ranges let it be. The tag is that of the package's version.
+#: Colab has PyTorch, and the package's ranges let it be. It opens the notebook on the branch of the
+#: launch buttons, so the package is that branch's too: a tag may lack what a page needs, or not be.
 INSTALL = """\
 # On Colab this installs the book's package; elsewhere it is there already.
 import sys
 
 if "google.colab" in sys.modules:
-    %pip install --quiet "{package} @ git+{repository}@v{version}"\
+    %pip install --quiet "{package} @ git+{repository}@{branch}"\
 """
 
 PREFACE = """\
@@ -68,20 +69,18 @@ class NotebookError(SphinxError):
 class Notebooks:
     """Makes the notebooks of a book: its address, its package and its references.
 
-    ``site`` is where the book is published, ``repository`` where its source is, ``project`` the
-    table of ``pyproject.toml``.
+    ``site`` is where the book is published, ``repository`` and ``branch`` where its source is, and
+    ``package`` the name that it is installed by.
     """
 
     def __init__(
-        self, title: str, site: str, repository: str, project: dict[str, Any],
+        self, title: str, site: str, repository: str, branch: str, package: str,
         references: BibliographyData,
     ) -> None:  # fmt: skip
         self.title = title
         self.site = site.rstrip("/") + "/"
-        self.repository, self.version = repository, project["version"]
-        self.install = INSTALL.format(
-            package=project["name"], repository=repository, version=self.version
-        )
+        self.repository, self.branch = repository, branch
+        self.install = INSTALL.format(package=package, repository=repository, branch=branch)
         self.references = references
 
     def make(self, page: str, docname: str) -> str | None:
@@ -129,7 +128,7 @@ class Notebooks:
             return "*Here the page asks the models in the browser.*"
         if name == "include":
             file = posixpath.normpath(posixpath.join(posixpath.dirname(docname), what))
-            link = f"{self.repository}/blob/v{self.version}/{file}"
+            link = f"{self.repository}/blob/{self.branch}/{file}"
             return f"*Here the page shows the file [{file}]({link}).*"
         doc = re.search(r":doc: *(\S+)", match["options"])
         where = f" of [{doc[1]}]({doc[1]})" if doc else ""
@@ -203,10 +202,12 @@ def refuse(text: str, docname: str) -> str:
 
 def notebooks_of(root: Path, config: Any) -> Notebooks:
     """What makes the notebooks of the book in ``root``, given Sphinx's configuration."""
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    package = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "name"
+    ]
     references = parse_file(str(root / "book" / "references.bib"), bib_format="bibtex")
-    repository = config.html_theme_options["repository_url"]
-    return Notebooks(config.html_title, config.html_baseurl, repository, project, references)
+    source = (config.html_theme_options[f"repository_{part}"] for part in ("url", "branch"))
+    return Notebooks(config.html_title, config.html_baseurl, *source, package, references)
 
 
 def write(app: Sphinx) -> None:

@@ -495,7 +495,7 @@ def test_jupyter_book_with_the_configuration_of_this_book(tmp_path: Path) -> Non
     config["sphinx"]["local_extensions"]["honest_cache"] = str(EXTENSION)
     config["sphinx"]["config"]["honest_cache_package"] = "toy"
     book.write("_config.yml", yaml.safe_dump(config))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)  # the notebooks name its version
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)  # the notebooks name its package
     chapters = [{"file": "book/01-sums"}]
     toc = {"format": "jb-book", "root": "book/00-intro", "chapters": chapters}
     book.write("_toc.yml", yaml.safe_dump(toc))

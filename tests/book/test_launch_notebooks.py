@@ -33,7 +33,7 @@ from page_report import PeakMemory
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
-REPOSITORY, VERSION = CONFIG["repository"]["url"], PROJECT["version"]
+REPOSITORY, BRANCH = CONFIG["repository"]["url"], CONFIG["repository"]["branch"]
 PAGES = sorted(
     path.stem
     for path in (ROOT / "book").glob("*.md")
@@ -50,7 +50,7 @@ def notebooks():
     config = SimpleNamespace(
         html_title=CONFIG["title"],
         html_baseurl=CONFIG["html"]["baseurl"],
-        html_theme_options={"repository_url": REPOSITORY},
+        html_theme_options={"repository_url": REPOSITORY, "repository_branch": BRANCH},
     )
     return launch_notebooks.notebooks_of(ROOT, config)
 
@@ -113,7 +113,7 @@ def test_a_notebook_reads_without_myst(name):
          "(https://sft-executed.github.io/sft-executed/book/08-evaluation.html).*"),
         ("```{include} ../sft_utils/atlas/tables/README.md\n:start-line: 6\n```",
          "*Here the page shows the file [sft_utils/atlas/tables/README.md]"
-         f"({REPOSITORY}/blob/v{VERSION}/sft_utils/atlas/tables/README.md).*"),
+         f"({REPOSITORY}/blob/{BRANCH}/sft_utils/atlas/tables/README.md).*"),
         ("[chapter 07](07-training.md#two-judges)",
          "[chapter 07](https://sft-executed.github.io/sft-executed/book/07-training.html#two-judges)"),
         ("Before.\n\n% a comment\n\nAfter.", "Before.\n\n\nAfter."),
@@ -175,12 +175,20 @@ def test_the_first_cell_installs_on_colab_only(monkeypatch, on_colab):
     if on_colab:
         [requirement] = re.findall(r'"(.+)"', asked[0])
         assert Requirement(requirement).name == PROJECT["name"]
-        address = f"git+{REPOSITORY}@v{PROJECT['version']}"
-        assert Requirement(requirement).url == address
+        # What a release lacks, or that there is none yet, is no matter: page and package are one.
+        assert Requirement(requirement).url == f"git+{REPOSITORY}@{BRANCH}"
 
 
 def test_every_notebook_has_the_same_first_cell():
     assert {first_cell(name) for name in PAGES} == {first_cell()}
+
+
+def test_no_notebook_needs_a_release():
+    """Of the repository's files only those of the branch that the launch buttons open."""
+    for name in PAGES:
+        text = (ROOT / "book" / f"{name}.ipynb").read_text("utf8")
+        used = re.findall(rf"{re.escape(REPOSITORY)}(?:@|/(?:blob|tree|raw)/)([\w.-]+)", text)
+        assert used and set(used) == {BRANCH}, name
 
 
 def test_no_range_of_the_package_replaces_a_newer_torch():
@@ -197,11 +205,10 @@ def test_each_button_opens_a_file_of_the_repository(site, name):
     links = {link.hostname: link for link in (urlparse(a["href"]) for a in soup.select("a[href]"))}
     binder, colab = links["mybinder.org"], links["colab.research.google.com"]
     address = urlparse(REPOSITORY).path.strip("/")
-    branch = CONFIG["repository"]["branch"]
-    assert binder.path == f"/v2/gh/{address}/{branch}"
+    assert binder.path == f"/v2/gh/{address}/{BRANCH}"
     [opened] = parse_qs(binder.query)["urlpath"]
     assert opened == f"lab/tree/book/{name}.ipynb"
-    assert colab.path == f"/github/{address}/blob/{branch}/book/{name}.ipynb"
+    assert colab.path == f"/github/{address}/blob/{BRANCH}/book/{name}.ipynb"
     assert (site.source / "book" / f"{name}.ipynb").is_file()
 
 
@@ -268,7 +275,7 @@ def test_binder_builds_its_environment_from_nothing(tmp_path):
     python = make_environment(tmp_path / "venv", "-r", ".binder/requirements.txt", cwd=clone)
     code = "import sft_utils, torch, sys; print(torch.version.cuda, sft_utils.__version__)"
     printed = run_alone(python, "-c", code, cwd=tmp_path)
-    assert printed.split() == ["None", VERSION]
+    assert printed.split() == ["None", PROJECT["version"]]
     jupyter_book = python.parent / "jupyter-book"
     version = subprocess.run([jupyter_book, "--version"], capture_output=True, text=True).stdout
     assert "1.0.4" in version
