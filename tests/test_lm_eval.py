@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import own_files
 
 import sft_utils.lm_eval_tasks
 from sft_utils import generation, load_model_and_tokenizer, resolve
@@ -250,7 +251,10 @@ def read_tasks():
         pass
 
     Loader.add_constructor("!function", lambda loader, node: node.value)
-    found = {path.stem: yaml.load(path.read_text(), Loader) for path in FOLDER.glob("*.yaml")}
+    found = {
+        path.stem: yaml.load(path.read_text(), Loader)
+        for path in own_files("sft_utils/lm_eval_tasks/*.yaml")
+    }
     shared = found.pop("_chat")
     return {name: (shared if "include" in task else {}) | task for name, task in found.items()}
 

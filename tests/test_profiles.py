@@ -4,9 +4,9 @@ import dataclasses
 import json
 
 import pytest
+from conftest import own_files
 
 from sft_utils.profiles import (
-    PROFILE_FILES,
     Lora,
     ProfileError,
     Question,
@@ -14,6 +14,7 @@ from sft_utils.profiles import (
     sft_arguments,
 )
 
+SHIPPED = own_files("sft_utils/profile_files/*.toml")
 MINIMAL = """
 [models]
 base = "my/base"
@@ -82,13 +83,13 @@ def test_the_hub_by_the_environment(monkeypatch):
     assert 8 <= len(hub.questions) <= 12
 
 
-@pytest.mark.parametrize("path", sorted(PROFILE_FILES.glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_profiles_ask_each_question_once(path):
     texts = [question.text for question in load_profile(path.stem).questions]
     assert len(set(texts)) == len(texts)
 
 
-@pytest.mark.parametrize("path", sorted(PROFILE_FILES.glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_settings_are_arguments_of_todays_sftconfig(path):
     from trl import SFTConfig
 

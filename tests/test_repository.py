@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from conftest import copy_tree, own_files
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -201,6 +202,106 @@ def test_one_version():
     )
 
 
+# --- Whose files --------------------------------------------------------------------------------
+
+#: What a reader may have beside the repository's files, by path.
+READERS_OWN = {
+    "training.log": "saved to /ho" + "me/ann/runs",
+    "notes.md": "[a link](nowhere.md), `make everything`",
+    "mine.toml": 'base = "/ho' + 'me/ann/model"',
+    "Untitled.ipynb": "{}",
+    "book/13-mine.md": "---\nkernelspec: {name: python3}\n---\n\n```{code-cell}\nimport x.y\n```\n",
+    "book/Untitled.ipynb": "{}",
+    "book/mine/page.md": "# Mine\n",
+    "docs/mine.txt": "/ro" + "ot/me/x",
+    "sft_utils/mine.py": "import torch.nowhere\ntorch.nowhere.f(a=1)\n",
+    "sft_utils/profile_files/mine.toml": "[models",
+    "sft_utils/atlas/checkpoints/trial/README.md": "",
+    "sft_utils/lm_eval_tasks/mine.yaml": "[",
+    "tests/data.csv": "/ro" + "ot/me/x",
+    ".github/workflows/mine.yml": "on: push",
+}  # fmt: skip
+
+
+def plant(root):
+    for name, text in READERS_OWN.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+def git(root, *arguments):
+    subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True)
+
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+
+
+@needs_git
+def test_own_files_are_what_git_tracks(tmp_path):
+    for name in ("a.md", "gone.md", "book/ü b.md", ".ci/run"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    (tmp_path / "gone.md").unlink()
+    plant(tmp_path)
+    names = [path.relative_to(tmp_path).as_posix() for path in own_files(root=tmp_path)]
+    assert names == [".ci/run", "a.md", "book/ü b.md"]
+    assert own_files("**/*.md", tmp_path) == [tmp_path / "a.md", tmp_path / "book/ü b.md"]
+
+
+@needs_git
+def test_in_a_downloaded_archive_all_files_are_own(tmp_path):
+    """In somebody's own repository too, which tracks none of them."""
+    git(tmp_path, "init")
+    root = tmp_path / "archive"
+    plant(root)
+    for name in (".venv/a.py", "_build/b.html", "sft_utils/__pycache__/c.pyc", ".runs/d", "e.tmp"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("")
+    names = {path.relative_to(root).as_posix() for path in own_files(root=root)}
+    assert names == set(READERS_OWN)
+
+
+@needs_git
+def test_files_of_the_readers_own_fail_no_test(tmp_path):
+    """The tests that look at the repository's files, in a copy with others beside them."""
+    copy_tree(tmp_path)
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    plant(tmp_path)
+    notebooks = "tests/book/test_launch_notebooks.py::"
+    looking = [
+        "tests/test_repository.py::test_no_file_has_traces_of_a_machine",
+        "tests/test_repository.py::test_links_to_files_lead_somewhere",
+        "tests/test_workflows.py",
+        "tests/test_profiles.py::test_shipped_profiles_ask_each_question_once",
+        f"{notebooks}test_every_page_that_executes_has_a_notebook_and_no_other",
+        f"{notebooks}test_the_notebook_is_that_of_the_page",
+    ]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *looking],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-5000:]
+
+
+def test_every_test_asks_which_files_are_own():
+    """None looks through a folder of the repository by itself."""
+    looks = re.compile(
+        r"""\(ROOT\b[^\n]*\)\.(?:r?glob|iterdir)\( | \b[A-Z_]{3,}\.(?:r?glob|iterdir)\(
+          | copytree\(\s*ROOT | (?:listdir|walk)\(ROOT""",
+        re.VERBOSE,
+    )
+    found = {
+        path.name: looks.findall(path.read_text("utf8")) for path in own_files("tests/**/*.py")
+    }
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
 # --- Traces of a machine --------------------------------------------------------------------------
 
 TRACES = re.compile(
@@ -212,7 +313,6 @@ TRACES = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 INDEX = re.compile(r"(?:--(?:extra-)?index-url|--find-links|TORCH_INDEX)[ =]+([^\s`'\"]+)")
-SKIPPED = {"_build", "__pycache__", "build", "dist"}
 TEXT = {".py", ".md", ".toml", ".csv", ".txt", ".yml", ".yaml", ".json", ".jsonl", ".jinja"}
 TEXT |= {".bib", ".cfg", ".ini", ".ipynb", ".css", ".js", ".html", ".svg", ".sh", ""}
 
@@ -226,32 +326,22 @@ def traces(text, places=()):
     return found
 
 
-def own_files():
-    tops = ["book", "sft_utils", "tests", "benchmarks", "docs", ".ci", ".binder"]
-    files = [path for path in ROOT.iterdir() if path.is_file() and not path.is_symlink()]
-    for top in tops:
-        files += [path for path in (ROOT / top).rglob("*") if path.is_file()]
-    for path in files:
-        parts = path.relative_to(ROOT).parts
-        hidden = any(part.startswith(".") for part in parts[1:])
-        if path.suffix in TEXT and not hidden and not SKIPPED & set(parts):
-            yield path
+def texts():
+    return [path for path in own_files() if path.suffix in TEXT]
 
 
 def test_no_file_has_traces_of_a_machine():
     places = [str(ROOT), sys.prefix, str(Path.home())]
     places = [place for place in places if len(place) > len("/repo")]
     found = {}
-    for path in own_files():
-        if path.name == ".git":  # in a worktree it is a file with a path in it
-            continue
+    for path in texts():
         if there := traces(path.read_text("utf8", "replace"), places):
             found[str(path.relative_to(ROOT))] = there
     assert found == {}
 
 
 def test_the_search_covers_the_files_that_matter():
-    names = {path.relative_to(ROOT).as_posix() for path in own_files()}
+    names = {path.relative_to(ROOT).as_posix() for path in texts()}
     assert names >= {
         "README.md",
         "Makefile",

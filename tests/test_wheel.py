@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import build_wheel, run_alone
+from conftest import build_wheel, own_files, run_alone
 
 from sft_utils.atlas import CHECKPOINTS
 
@@ -54,7 +54,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, built from the files of the working tree."""
+    """The wheel, built from the repository's files."""
     return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
@@ -65,13 +65,8 @@ def names(wheel):
 
 
 def shipped() -> set[str]:
-    """The files of the package in the working tree, as a wheel names them."""
-    files = (path for path in (ROOT / "sft_utils").rglob("*") if path.is_file())
-    return {
-        path.relative_to(ROOT).as_posix()
-        for path in files
-        if "__pycache__" not in path.parts and path.suffix not in (".tmp", ".new")
-    }
+    """The files of the package, as a wheel names them."""
+    return {path.relative_to(ROOT).as_posix() for path in own_files("sft_utils/**/*")}
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(names):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import own_files
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+FILES = own_files(".github/workflows/*.yml")
 TARGETS = set(re.findall(r"^([a-z][\w-]*):(?!=)", (ROOT / "Makefile").read_text("utf8"), re.M))
 #: The most that each job may do; every other job reads the repository.
 WRITES = {("release", "tag"): {"contents": "write"},

@@ -202,12 +202,10 @@ def refuse(text: str, docname: str) -> str:
 
 def notebooks_of(root: Path, config: Any) -> Notebooks:
     """What makes the notebooks of the book in ``root``, given Sphinx's configuration."""
-    package = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-        "name"
-    ]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     references = parse_file(str(root / "book" / "references.bib"), bib_format="bibtex")
     source = (config.html_theme_options[f"repository_{part}"] for part in ("url", "branch"))
-    return Notebooks(config.html_title, config.html_baseurl, *source, package, references)
+    return Notebooks(config.html_title, config.html_baseurl, *source, project["name"], references)
 
 
 def write(app: Sphinx) -> None:

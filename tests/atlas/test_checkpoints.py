@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import own_files
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from sft_utils.atlas import CHECKPOINTS, checkpoint, sft_data_path
@@ -90,12 +91,15 @@ def told(table, score):
 
 
 def test_all_checkpoints_together_are_at_most_20_mb():
-    files = [file for name in CHECKPOINTS for file in checkpoint(name).rglob("*")]
-    assert sum(file.stat().st_size for file in files if file.is_file()) <= 20e6
+    assert (
+        sum(file.stat().st_size for file in own_files("sft_utils/atlas/checkpoints/*/**/*")) <= 20e6
+    )
 
 
-def test_there_are_these_four_and_no_half_written_folder():
-    assert {path.name for path in checkpoint("atlas-base").parent.iterdir()} == set(ARCHITECTURES)
+def test_there_are_these_four_and_no_other():
+    assert {path.parent.name for path in own_files("sft_utils/atlas/checkpoints/*/*")} == set(
+        ARCHITECTURES
+    )
 
 
 @each_checkpoint

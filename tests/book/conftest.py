@@ -1,7 +1,7 @@
 """One build of the whole book, cold and from a copy, that every test of the site looks at.
 
-The copy holds what a commit would hold, its package among it, so a build that passes here needs
-nothing that is ignored. It starts with no cache and no stored run. To work on the tests, build
+The copy holds what git tracks, the package among it, so a build that passes here needs nothing
+else. It starts with no cache and no stored run. To work on the tests, build
 once and give the folder with ``_build`` in it: ``SFT_SITE=. pytest tests/book/test_site.py``. The
 tests of building itself are then skipped.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -20,19 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import copy_tree
 
 ROOT = Path(__file__).parents[2]
-LEFT_OUT = (
-    ".git",
-    ".venv",
-    ".runs",
-    "_build",
-    "build",
-    "dist",
-    "*.egg-info",
-    "__pycache__",
-    ".*_cache",
-)
 
 
 @dataclass
@@ -158,23 +147,6 @@ class Site:
         )
         seconds = time.monotonic() - start
         return Build(result.returncode, result.stdout, seconds, self.executions())
-
-
-def copy_tree(folder: Path) -> None:
-    """Copy what a commit would hold: tracked files, and untracked ones that are not ignored."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        capture_output=True,
-    )
-    if listed.returncode != 0:  # no checkout, a downloaded archive say
-        ignore = shutil.ignore_patterns(*LEFT_OUT)
-        shutil.copytree(ROOT, folder, ignore=ignore, dirs_exist_ok=True)
-        return
-    for name in {os.fsdecode(name) for name in listed.stdout.split(b"\0") if name}:
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
 
 
 @pytest.fixture(scope="session")

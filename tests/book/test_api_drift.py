@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, own_files
 from myst_nb.core.read import read_myst_markdown_notebook
 
 LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "numpy", "pandas", "peft", "torch",
@@ -26,8 +26,8 @@ LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "numpy", "pandas", "pe
 OWNERS = ("trl.SFTTrainer", "transformers.PreTrainedModel", "transformers.PreTrainedTokenizerFast",
           "transformers.TrainingArguments", "datasets.Dataset", "pandas.DataFrame", "pandas.Series",
           "torch.Tensor", "torch.optim.Optimizer", "pathlib.Path")  # fmt: skip
-PAGES = sorted((ROOT / "book").glob("*.md"))
-MODULES = sorted((ROOT / "sft_utils").rglob("*.py"))
+PAGES = own_files("book/*.md")
+MODULES = own_files("sft_utils/**/*.py")
 
 
 def source(path: Path) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -22,7 +21,7 @@ import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from conftest import ROOT, build_wheel, run_alone
+from conftest import ROOT, build_wheel, copy_tree, own_files, run_alone
 from packaging.requirements import Requirement
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
@@ -36,7 +35,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
 REPOSITORY, BRANCH = CONFIG["repository"]["url"], CONFIG["repository"]["branch"]
 PAGES = sorted(
     path.stem
-    for path in (ROOT / "book").glob("*.md")
+    for path in own_files("book/*.md")
     if "\nkernelspec:" in path.read_text("utf8").partition("\n---\n")[0]
 )
 #: Two workers take them one by one: who has the last one works alone, so it should be short. The
@@ -64,7 +63,7 @@ def read(name):
 
 def test_every_page_that_executes_has_a_notebook_and_no_other():
     assert len(PAGES) > 10
-    assert sorted(path.stem for path in (ROOT / "book").glob("*.ipynb")) == PAGES
+    assert sorted(path.stem for path in own_files("book/*.ipynb")) == PAGES
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -268,10 +267,8 @@ def kernel(tmp_path_factory, worker_id):
 def test_binder_builds_its_environment_from_nothing(tmp_path):
     """As Binder does: in a clone, from ``.binder``; what comes out is PyTorch without CUDA."""
     clone = tmp_path / "clone"
-    shutil.copytree(ROOT / "sft_utils", clone / "sft_utils")
-    shutil.copytree(ROOT / ".binder", clone / ".binder")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt"):
-        shutil.copy(ROOT / name, clone)
+    files = ("pyproject.toml", "README.md", "LICENSE", "constraints.txt")
+    copy_tree(clone, "sft_utils/**/*", ".binder/*", *files)
     python = make_environment(tmp_path / "venv", "-r", ".binder/requirements.txt", cwd=clone)
     code = "import sft_utils, torch, sys; print(torch.version.cuda, sft_utils.__version__)"
     printed = run_alone(python, "-c", code, cwd=tmp_path)

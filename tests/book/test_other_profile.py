@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from book.conftest import Build, Site, copy_tree
+from book.conftest import Build, Site
 from bs4 import BeautifulSoup
+from conftest import copy_tree
 from lookalikes import qwen_template, rows, write_models
 from myst_nb.core.variables import format_plain_text
 

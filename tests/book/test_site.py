@@ -18,12 +18,13 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from conftest import own_files
 from myst_nb.core.read import read_myst_markdown_notebook
 
 from sft_utils.profiles import load_profile
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(path.stem for path in (ROOT / "book").glob("*.md"))
+PAGES = [path.stem for path in own_files("book/*.md")]
 CHAPTERS = (
     "01-setup", "02-helpers", "03-baseline", "04-sft-reference",
     "05-data", "06-config", "07-training", "08-evaluation",
@@ -143,7 +144,7 @@ def package_functions() -> tuple[frozenset[str], frozenset[str]]:
     """Functions of the package that print, and those that return nothing."""
     found = [
         function
-        for path in (ROOT / "sft_utils").rglob("*.py")
+        for path in own_files("sft_utils/**/*.py")
         for function in functions(ast.parse(path.read_text("utf8")))
     ]
     printing = {f.name for f in found if prints(f, {"print"})}
