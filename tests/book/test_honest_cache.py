@@ -149,6 +149,19 @@ nb_execution_timeout = 300
 """
 
 
+SPHINX = ("-W", "-d", "_build/.doctrees", ".", "_build/html")
+#: Sphinx in a process that an interrupt reaches, whatever it inherits: one whose parent ignores or
+#: blocks the signal, as under nohup, would do so too.
+INTERRUPTIBLE = """
+import signal, sys
+from sphinx.cmd.build import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @dataclass
 class Build:
     """What one build did."""
@@ -185,10 +198,9 @@ class Book:
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
         """Start a build and do not wait for it."""
         (self.root / "executed").unlink(missing_ok=True)
-        sphinx = ("-m", "sphinx", "-W", "-d", "_build/.doctrees", ".", "_build/html")
         unset = {"SFT_PROFILE", "TQDM_DISABLE", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"}
         return subprocess.Popen(
-            [sys.executable, *(command or sphinx)],
+            [sys.executable, *(command or ("-m", "sphinx", *SPHINX))],
             cwd=self.root,
             env={name: value for name, value in os.environ.items() if name not in unset}
             | {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1"}
@@ -456,7 +468,14 @@ def test_a_build_that_ends_early_leaves_no_kernel(book: Book, how: str) -> None:
     wait = MEET.format(own="met-01", other="met-02", seconds=120)
     wait += "\n1 / 0" if how == "a page fails" else "\n" + wait.replace("met-02", "never")
     book.write("book/01-sums.md", page("01", "Sums", wait))
-    building = book.start()
+    if how == "an interrupt":
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what the child inherits
+        try:
+            building = book.start("-c", INTERRUPTIBLE, *SPHINX)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    else:
+        building = book.start()
     try:
         if how == "an interrupt":
             end = time.monotonic() + 120
