@@ -175,7 +175,9 @@ def load_profile(name: str | Path | None = None) -> Profile:
             raise ProfileError(f"{where}: held_out is {held_out}. Hold out one row at least.")
     elif isinstance(tables.get("questions"), str):
         tables["questions"] = _read_questions(path, tables["questions"])
-    profile: Profile = _build(Profile, {"name": path.stem, **tables}, path.name)
+    # A file's name need be no text: what cannot be written is replaced, for pages print the name.
+    stem = path.stem.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    profile: Profile = _build(Profile, {"name": stem, **tables}, path.name)
     _check(profile, path, held_out)
     profile = _with_paths(profile, path)
     if not held_out:

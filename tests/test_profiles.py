@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
 from conftest import own_files
@@ -125,6 +126,13 @@ def test_a_template_beside_the_profile(profile, tmp_path):
     assert mine.prompt.chat_template == str(tmp_path / "my.jinja")
     with pytest.raises(ProfileError, match=r"no chat template 'your\.jinja'"):
         profile(MINIMAL + '[prompt]\nchat_template = "your.jinja"')
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the name of a file is text")
+def test_a_file_whose_name_is_no_text(tmp_path):
+    path = tmp_path / "\udcff2.toml"  # as Python reads the byte ff
+    path.write_text(MINIMAL)
+    assert load_profile(path).name == "\ufffd2"
 
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.toml", "../profile_files/atlas"])

@@ -44,7 +44,7 @@ from myst_nb.core.read import create_nb_reader
 from myst_nb.ext.glue.crossref import read_glue_cache
 from myst_nb.ext.glue.utils import PendingGlueReference
 from nbformat import NotebookNode
-from page_inputs import Package, digest, inputs
+from page_inputs import Package, digest, inputs, profile_name
 from page_report import Execution, failure, table
 from page_runs import PageRun, PageRuns, room
 from sphinx.application import Sphinx
@@ -169,7 +169,7 @@ class HonestCache:
             return
         # Any file may be a profile: its name is shown as it is, and like any value that was
         # computed it is no prose.
-        name = nodes.inline("", Path(os.environ["SFT_PROFILE"]).stem, classes=["pasted-text"])
+        name = nodes.inline("", Path(profile_name()).stem, classes=["pasted-text"])
         rest = nodes.Text(
             ". A dash (–) stands where it has nothing to measure, and what the text says of the "
             "Atlas is about the models that come with the book."

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import Any
 import jsonschema
 import nbformat
 from docutils import nodes
+from page_inputs import profile_name
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
@@ -180,7 +180,7 @@ class Ledger:
             return
         document = {
             "$schema": SCHEMA.name,
-            "profile": Path(os.environ.get("SFT_PROFILE") or "atlas").name,  # no machine's folders
+            "profile": profile_name(),  # no machine's folders
             "claims": self.claims,
             "results": [e for e in self.results if e.get("unit") not in TIMINGS],
             "timings": [e for e in self.results if e.get("unit") in TIMINGS],

@@ -9,7 +9,6 @@ question of a glued table of answers, with the answers side by side.
 from __future__ import annotations
 
 import html
-import os
 import re
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from typing import Any
 import nbformat
 from bs4 import BeautifulSoup, Tag
 from docutils import nodes
+from page_inputs import profile_name
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 
@@ -71,7 +71,7 @@ def what_ran(app: Sphinx, page: str) -> str:
         return "<p>No code runs on this page. What it quotes comes from the pages it links to.</p>"
     folder = app.env.mystnb_config.output_folder  # type: ignore[attr-defined]
     notebook = nbformat.read(Path(folder, f"{page}.ipynb"), as_version=4)
-    profile = Path(os.environ.get("SFT_PROFILE") or "atlas").stem
+    profile = Path(profile_name()).stem
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     facts = {
         "Code": f"{cells} cells, executed when this site was built",

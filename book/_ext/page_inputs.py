@@ -310,6 +310,15 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
             yield from _walk(child)
 
 
+def profile_name() -> str:
+    """What pages call the profile in use: the name of a shipped one, or of the reader's file.
+
+    Where the file's name is no text, its bytes no UTF-8, � stands for what cannot be written.
+    """
+    name = Path(os.environ.get("SFT_PROFILE") or "atlas").name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _profile(package: Package, folder: Path) -> dict[str, str]:
     """The profile in use, its file, and the local files that it names."""
     name = os.environ.get("SFT_PROFILE") or "atlas"
@@ -339,7 +348,8 @@ def _local_files(text: str, folders: Iterable[Path]) -> Iterator[Path]:
     if not re.search(r"\w", text) or "\n" in text:
         return
     for folder in folders:
-        with suppress(OSError):  # a sentence can be too long for a path
+        # A sentence can be too long for a path, or begin as if with somebody's home: "~5 km?"
+        with suppress(OSError, RuntimeError, ValueError):
             path = folder / Path(text).expanduser()
             inside = path.rglob("*") if path.is_dir() else [path]
             yield from (file for file in inside if file.is_file())

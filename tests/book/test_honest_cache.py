@@ -365,6 +365,14 @@ def test_any_file_may_be_a_profile(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert f"Built with the profile {name}. A dash" in html.unescape(re.sub(r"<[^>]+>", "", shown))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the name of a file is text")
+def test_a_profile_whose_files_name_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFT_PROFILE", "runs/\udcff2.toml")  # as Python reads the byte ff
+    assert page_inputs.profile_name() == "\ufffd2.toml"
+    monkeypatch.delenv("SFT_PROFILE")
+    assert page_inputs.profile_name() == "atlas"
+
+
 def test_a_quoting_page_follows_the_page_it_quotes(book: Book) -> None:
     book.edit("toy/atlas/tables/countries.csv", "Nairobi", "Mombasa")
     build = book.build()
@@ -620,6 +628,16 @@ def test_files_named_by_the_profile_are_inputs(
     changed = {name for name in after if before.get(name) != after[name]}
     assert changed == {(tmp_path / "book" / "rows.jsonl").as_posix()}
     assert page_inputs.digest(before) != page_inputs.digest(after)
+
+
+@pytest.mark.parametrize("text", ["~5 km is how many miles?", "a" * 5000, "what is \\u0000?", "**"])
+def test_a_text_of_the_profile_that_is_no_path(
+    toy: page_inputs.Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("SFT_PROFILE", "mine.toml")
+    (tmp_path / "mine.toml").write_text(f'text = "{text}"\n')
+    found = page_inputs.inputs([], tmp_path / "book", toy, None)
+    assert {name for name in found if "mine" in name} == {"profile mine.toml"}
 
 
 def test_a_profile_of_the_readers_own_is_an_input(
