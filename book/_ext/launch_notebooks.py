@@ -1,8 +1,9 @@
 """Sphinx extension: beside each page that executes, the same page as a notebook.
 
 Binder, Colab and the download button open ``book/x.ipynb``, and the theme links to it only if it
-is there. So each build writes it when Sphinx starts. It is made from the page alone: the same page
-gives the same bytes. The files are committed, since Binder and Colab take them from the repository.
+is there. So each build writes it before Sphinx reads the pages. It is made from the page alone:
+the same page gives the same bytes. The files are committed, since Binder and Colab take them from
+the repository.
 
 A plain notebook knows nothing of MyST, so what the pages use of it is turned into Markdown. A
 directive or role that has no form here is an error, so that none is shown raw.
@@ -21,6 +22,7 @@ import nbformat
 from myst_nb.core.read import read_myst_markdown_notebook
 from pybtex.database import BibliographyData, Entry, parse_file
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
 
 #: Colab has PyTorch, and the package's ranges let it be. It opens the notebook on the branch of the
@@ -208,12 +210,18 @@ def notebooks_of(root: Path, config: Any) -> Notebooks:
     return Notebooks(config.html_title, config.html_baseurl, *source, project["name"], references)
 
 
-def write(app: Sphinx) -> None:
-    """``builder-inited``: write each page's notebook, if it is not what is there."""
+def write(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
+    """``env-before-read-docs``: write each page's notebook, if it is not what is there.
+
+    Of the book's own pages: what else lies in its folder is somebody's, and is left alone.
+    """
     root = Path(app.srcdir)
     notebooks = notebooks_of(root, app.config)
-    for page in sorted((root / "book").glob("*.md")):
-        text = notebooks.make(page.read_text(encoding="utf-8"), f"book/{page.stem}")
+    for docname in sorted(env.found_docs):
+        page = root / f"{docname}.md"
+        if page.parent != root / "book" or not page.is_file():
+            continue
+        text = notebooks.make(page.read_text(encoding="utf-8"), docname)
         path = page.with_suffix(".ipynb")
         if text is None:
             path.unlink(missing_ok=True)
@@ -223,5 +231,5 @@ def write(app: Sphinx) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handler."""
-    app.connect("builder-inited", write)
+    app.connect("env-before-read-docs", write)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -149,6 +150,25 @@ def test_cells_that_the_page_folds_are_folded(notebooks):
 
 def test_a_page_without_a_kernel_has_no_notebook(notebooks):
     assert notebooks.make("# Glossary\n", "book/glossary") is None
+
+
+def test_a_build_leaves_notebooks_of_the_readers_own_alone(tmp_path):
+    """Beside a page that is not in the table of contents, whatever that page is."""
+    (tmp_path / "book").mkdir()
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copy(ROOT / "book" / "references.bib", tmp_path / "book")
+    kernel = "---\nkernelspec: {name: python3, display_name: Python 3}\n---\n"
+    pages = {"a": f"{kernel}# A\n", "mine": f"{kernel}(x)=\n# Mine\n", "notes": "# Notes\n"}
+    for name, text in pages.items():
+        (tmp_path / "book" / f"{name}.md").write_text(text)
+        (tmp_path / "book" / f"{name}.ipynb").write_text("old")
+    options = {"repository_url": REPOSITORY, "repository_branch": BRANCH}
+    config = SimpleNamespace(html_title="A book", html_baseurl="", html_theme_options=options)
+    app = SimpleNamespace(srcdir=tmp_path, config=config)
+    launch_notebooks.write(app, SimpleNamespace(found_docs={"book/a"}), ["book/a"])
+    found = {path.stem: path.read_text() for path in (tmp_path / "book").glob("*.ipynb")}
+    assert "# A" in found.pop("a")
+    assert found == {"mine": "old", "notes": "old"}
 
 
 # --- The first cell -------------------------------------------------------------------------------
