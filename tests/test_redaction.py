@@ -41,6 +41,7 @@ hub_token = "{SECRET}-1"
 run_name = "{BY_FORM}"
 model_init_kwargs = {{ token = "{SECRET}-2", attn_implementation = "eager" }}
 dataset_kwargs = {{ loader = {{ api_key = "{SECRET}-3" }}, skip_prepare_dataset = false }}
+optim_args = "api_key={SECRET}-4, factor=2"
 weight_decay = 0.125
 """
 
@@ -168,7 +169,7 @@ def test_a_page_prints_the_arguments_without_what_is_secret(profile, page, marks
     text = printed.getvalue()
     assert shows_nothing(text), text
     assert "0.125" in text and "eager" in text
-    assert text.count(HIDDEN) == 4
+    assert text.count(HIDDEN) == 5
 
 
 def test_the_check_says_nothing_secret(profile):
