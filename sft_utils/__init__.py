@@ -35,7 +35,7 @@ _EXPORTS = {
     "seed_everything": "environment",
     "versions": "environment",
     "Run": "runs",
-    "fingerprint": "runs",
+    "fingerprint": "fingerprints",
     "train": "runs",
     "glue": "results",
 }

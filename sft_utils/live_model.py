@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import runs
 from .data import markup_tokens
+from .fingerprints import config_state
 from .generation import render_prompt
 from .models import end_token_ids
 from .profiles import Profile
@@ -218,7 +219,7 @@ def _plain(model: Any) -> Any:
 
 def _graph(model: Any, store: str | Path | None) -> bytes:
     """The ONNX graph of an architecture, its weights left out, from the store or traced."""
-    config = runs._config_state(model.config)
+    config = config_state(model.config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     key = hashlib.sha256(_code() + json.dumps([config, shapes], sort_keys=True).encode())
     entry = runs._store(store) / key.hexdigest()

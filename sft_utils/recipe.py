@@ -5,6 +5,7 @@ Explained in chapter 07.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import json
@@ -13,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .fingerprints import NO_EFFECT
 from .models import end_of_turn_id, resolve
 from .redaction import is_secret, redact_text, without_secrets
-from .runs import NO_EFFECT
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -108,7 +109,8 @@ def run_arguments(trainer: SFTTrainer) -> dict[str, Any]:
     args: Any = trainer.args
     # Made by the same class, so that what it derives from other arguments is derived here too.
     settled = {"use_cpu": args.use_cpu, "bf16": False, "activation_checkpointing": False}
-    defaults: Any = SFTConfig(output_dir="unused", **settled)
+    with _accelerator_kept():
+        defaults: Any = SFTConfig(output_dir="unused", **settled)
     found = {}
     for field in dataclasses.fields(SFTConfig):
         value = getattr(args, field.name)
@@ -122,6 +124,21 @@ def run_arguments(trainer: SFTTrainer) -> dict[str, Any]:
     if turn_end is not None:
         found.setdefault("eos_token", turn_end)
     return found
+
+
+@contextlib.contextmanager
+def _accelerator_kept() -> Iterator[None]:
+    """Let arguments be made without harm to a trainer that was built and is not trained yet.
+
+    Transformers forgets the state of the process whenever it makes arguments.
+    """
+    from accelerate.state import AcceleratorState
+
+    before = dict(AcceleratorState._shared_state)
+    try:
+        yield
+    finally:
+        AcceleratorState._shared_state.update(before)
 
 
 def run_yaml(trainer: SFTTrainer, start: str | Path, revision: str | None = None) -> str:

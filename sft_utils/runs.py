@@ -8,49 +8,22 @@ chapter 07.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
-import inspect
 import json
 import os
 import shutil
 import tempfile
-import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .redaction import without_secrets
+from .fingerprints import digest, fingerprint, weights_hash
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
-# Arguments that say where things are written and what is shown, not what is computed. Every other
-# argument counts, those of future versions too, but for what `redaction` calls secret.
-NO_EFFECT = {
-    "output_dir",
-    "run_name",
-    "project",
-    "report_to",
-    "disable_tqdm",
-    "log_level",
-    "log_level_replica",
-    "log_on_each_node",
-    "trackio_space_id",
-    "trackio_bucket_id",
-    "trackio_static_space_id",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private_repo",
-    "hub_strategy",
-    "hub_always_push",
-    "hub_revision",
-    "dataset_num_proc",
-}
-_ONLY_SHOWN = {"PrinterCallback", "ProgressCallback", "NotebookProgressCallback"}
-_LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
 #: By the hash of trained weights: the run that they came from.
 _TRAINED: dict[str, dict[str, Any]] = {}
 _FILES = ("weights.safetensors", "state.json", "result.json")
@@ -104,7 +77,7 @@ def train(trainer: Trainer, store: str | Path | None = None) -> Run:
             shutil.rmtree(partial, ignore_errors=True)
     model.eval()
     model.zero_grad()
-    _TRAINED[_weights_hash(model)] = {"run": key, "seeds": (trainer.args.seed,)}
+    _TRAINED[weights_hash(model)] = {"run": key, "seeds": (trainer.args.seed,)}
     return run
 
 
@@ -127,222 +100,47 @@ def origin(model: Any) -> dict[str, Any]:
     The fingerprint and the seed of the run if `train` made them here; a hash of the weights if
     not.
     """
-    weights = _weights_hash(model)
+    weights = weights_hash(model)
     return _TRAINED.get(weights, {"run": f"weights {weights[:16]}", "seeds": ()})
 
 
-def fingerprint(trainer: Trainer) -> str:
-    """Return 64 hex digits that stand for everything the result of ``trainer.train()`` rests on.
+def remember(rests_on: Any, compute: Callable[[], Any], store: str | Path | None = None) -> Any:
+    """Return what ``compute()`` gives, or what it gave before where it rested on the same.
 
-    The weights and the model's config, the tokenized rows, the tokenizer, the collator, the
-    arguments except those that only name places or outputs, functions and callbacks with their
-    source and settings, the versions of the libraries, and the machine as far as it rounds
-    differently: device, processor capability, dtype, threads. Not seen: what a function of yours
-    reads from a global variable.
+    For answers that several pages score: a value that JSON can hold, which comes back as JSON has
+    it. ``rests_on`` must name all that decides it. As with `train`, of two processes one computes,
+    the store is a memo, and an entry that is damaged is computed again.
     """
-    digest = hashlib.sha256()
-    for part in (
-        _weights_hash(trainer.model),
-        _rows_hash(trainer.train_dataset),
-        _rows_hash(trainer.eval_dataset),
-        _environment(trainer),
-        without_secrets({k: v for k, v in trainer.args.to_dict().items() if k not in NO_EFFECT}),
-        _tokenizer_state(trainer.processing_class),
-        [
-            _describe(callback)
-            for callback in trainer.callback_handler.callbacks
-            if type(callback).__name__ not in _ONLY_SHOWN
-        ],
-        [
-            _describe(getattr(trainer, name, None))
-            for name in ("data_collator", "compute_loss_func", "compute_metrics")
-        ],
-        _describe_class(type(trainer)),
-        _own_settings(trainer),
-        _optimizer_state(trainer),
-    ):
-        digest.update(json.dumps(part, sort_keys=True, default=_describe).encode())
-        digest.update(b"\0")
-    return digest.hexdigest()
-
-
-# --- What a fingerprint is made of -------------------------------------------------------------
-
-
-def _weights_hash(model: Any) -> str:
-    import torch
-
-    digest = hashlib.sha256()
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {name in trained}\0".encode())
-        plain = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(plain.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _rows_hash(dataset: Any) -> Any:
-    if dataset is None:
-        return None
-    if isinstance(dataset, dict):
-        return {name: _rows_hash(part) for name, part in dataset.items()}
-    if not hasattr(dataset, "__len__"):
-        raise TypeError("A streamed data set cannot be fingerprinted: load it whole.")
-    digest = hashlib.sha256()
-    rows = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=_describe).encode())
-        digest.update(b"\0")
-    return digest.hexdigest()
-
-
-def _environment(trainer: Trainer) -> dict[str, Any]:
-    import platform
-    from importlib.metadata import version
-
-    import torch
-
-    model = trainer.model
-    config = getattr(model, "config", None)
-    return {
-        "versions": {name: version(name) for name in _LIBRARIES},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "device": trainer.args.device.type,
-        "gpu": torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else None,
-        "dtype": str(getattr(model, "dtype", None)),
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "model": type(model).__qualname__,
-        "config": _config_state(config),
-        "attention": getattr(config, "_attn_implementation", None),
-        **_adapters(model),
-    }
-
-
-def _adapters(model: Any) -> dict[str, Any]:
-    """The settings of LoRA, which neither the weights nor the model's config tell in full."""
-    from importlib.metadata import version
-
-    adapters = getattr(model, "peft_config", None)
-    if not adapters:
-        return {}
-    settings = {name: adapter.to_dict() for name, adapter in adapters.items()}
-    for setting in settings.values():
-        setting.pop("base_model_name_or_path", None)  # where the model was loaded from
-    return {"adapters": settings, "peft": version("peft")}
-
-
-def _config_state(config: Any) -> Any:
-    """A model's config, but not the place that the model was loaded from."""
-    if config is None:
-        return None
-    state = json.loads(config.to_json_string(use_diff=False))
-    state.pop("_name_or_path", None)
-    return state
-
-
-def _tokenizer_state(tokenizer: Any) -> Any:
-    if tokenizer is None:
-        return None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-    if backend is not None:
-        # Left behind by the last call, and set anew by the next.
-        state.pop("padding", None)
-        state.pop("truncation", None)
-    return {
-        "state": state,
-        "template": tokenizer.chat_template,
-        "special": tokenizer.special_tokens_map,
-        "padding_side": tokenizer.padding_side,
-    }
-
-
-def _own_settings(trainer: Trainer) -> Any:
-    """The plain attributes of a trainer of a class of your own, such as the weight of a loss."""
-    if type(trainer).__module__.partition(".")[0] in _LIBRARIES:
-        return None
-    return {k: v for k, v in vars(trainer).items() if isinstance(v, bool | int | float | str)}
-
-
-def _optimizer_state(trainer: Trainer) -> Any:
-    if trainer.optimizer is None:
-        return None
-    return [type(trainer.optimizer).__qualname__, trainer.optimizer.state_dict()]
-
-
-def _describe(value: Any, depth: int = 4) -> Any:
-    """Describe a value in JSON: data as it is, code by its source, objects by their attributes."""
-    if value is None or isinstance(value, bool | int | float | str):
+    key = digest(rests_on)
+    entry = _store(store) / f"{key}.json"
+    with _turn(entry):
+        try:
+            kept = json.loads(entry.read_text(encoding="utf-8"))
+            if digest(kept["value"]) == kept["sum"]:
+                return kept["value"]
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(f"{entry} is damaged ({error}) and computed again.", stacklevel=2)
+        value = json.loads(json.dumps(compute()))
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(entry, json.dumps({"sum": digest(value), "value": value}))
+        except OSError as error:
+            warnings.warn(f"Answers could not be kept in {entry.parent}: {error}", stacklevel=2)
         return value
-    if depth == 0:
-        return type(value).__qualname__
-    if isinstance(value, list | tuple | set | frozenset):
-        items = [_describe(item, depth - 1) for item in value]
-        return sorted(items, key=repr) if isinstance(value, set | frozenset) else items
-    if isinstance(value, dict):
-        return {str(key): _describe(item, depth - 1) for key, item in value.items()}
-    if isinstance(value, types.FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        return [
-            value.__qualname__,
-            _source(value),
-            _describe([value.__defaults__, value.__kwdefaults__, cells], depth - 1),
-        ]
-    if isinstance(value, types.MethodType):
-        return _describe(value.__func__, depth)
-    if isinstance(value, type):
-        return _describe_class(value)
-    if isinstance(value, functools.partial):
-        return _describe([value.func, value.args, value.keywords], depth)
-    if hasattr(value, "tolist"):  # arrays and tensors
-        return [type(value).__qualname__, str(getattr(value, "dtype", None)), value.tolist()]
-    if hasattr(value, "state_dict"):  # a model held by a callback
-        return type(value).__qualname__
-    if hasattr(value, "backend_tokenizer"):
-        return _tokenizer_state(value)
-    name = _describe_class(type(value))
-    # What a callback has written down is a result of training, not a setting of it.
-    attributes = {k: v for k, v in getattr(value, "__dict__", {}).items() if k != "records"}
-    return [name, _describe(attributes, depth - 1) if attributes else _plain_text(value)]
 
 
-def _plain_text(value: Any) -> str | None:
-    """The text of a value such as a path or a dtype, unless it shows a memory address."""
-    text = str(value)
-    return None if " at 0x" in text else text
-
-
-def _describe_class(kind: type) -> Any:
-    """A class of a library by its name, for its version is known; any other with its source."""
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    if kind.__module__.partition(".")[0] in (*_LIBRARIES, "builtins", "pathlib", "enum"):
-        return name
-    members = {}
-    for key, member in vars(kind).items():
-        function = getattr(member, "__func__", getattr(member, "fget", member))
-        if isinstance(function, types.FunctionType):
-            members[key] = _source(function)
-        elif not key.startswith("__"):
-            members[key] = _describe(member, 2)
-    return [name, members, [_describe_class(base) for base in kind.__bases__]]
-
-
-def _source(function: types.FunctionType) -> Any:
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a draft beside it takes its name in one step."""
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        return inspect.getsource(function)
-    except OSError:  # typed at a prompt: there is only the compiled code
-        return _code(function.__code__)
-
-
-def _code(code: types.CodeType) -> Any:
-    constants = [
-        _code(constant) if isinstance(constant, types.CodeType) else _describe(constant)
-        for constant in code.co_consts
-    ]
-    return [code.co_code.hex(), list(code.co_names), constants]
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(draft, 0o644)
+        os.replace(draft, path)
+    finally:
+        Path(draft).unlink(missing_ok=True)
 
 
 # --- The store ---------------------------------------------------------------------------------

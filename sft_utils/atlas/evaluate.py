@@ -15,7 +15,8 @@ from dataclasses import asdict, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..runs import origin
+from ..fingerprints import code_of, environment, tokenizer_state, weights_hash
+from ..runs import origin, remember
 from ..scoring import score_answer
 from .corpus import PRONOUN, CorpusWriter, cloze_forms, cloze_prompt, one_form_texts
 from .questions import Question, draw, scored_questions
@@ -79,8 +80,6 @@ def score_split(
     answered questions on other entities, then this one, as plain text; ``prefill`` the chat
     prompt and the beginning of the right sentence, up to the value.
     """
-    from ..generation import generate_responses
-
     questions = scored_questions(split, load_world()) if isinstance(split, str) else list(split)
     options = {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": 256, **generate}
     if way == "chat":
@@ -95,8 +94,7 @@ def score_split(
         options["chat"] = False
     else:
         raise ValueError(f"way={way!r}: use 'chat', 'plain', 'few-shot' or 'prefill'.")
-    answers = generate_responses(model, tokenizer, prompts, return_details=True, **options)
-    responses = [(answer.response, answer.stopped) for answer in answers]
+    responses = _responses(model, tokenizer, prompts, **options)
     if way == "prefill":
         responses = [
             (opening(q) + text, stop) for q, (text, stop) in zip(questions, responses, strict=True)
@@ -106,6 +104,30 @@ def score_split(
     frame = score_responses(questions, responses)
     frame.attrs |= origin(model)
     return frame
+
+
+def _responses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Any], **options: Any
+) -> list[tuple[str, bool]]:
+    """Each response, and whether it stopped by itself: asked once, then taken from the store.
+
+    Chapters score the same models on the same questions. What is kept is what the model said, not
+    how it was scored; drawn answers without a seed are not kept.
+    """
+    from .. import generation
+
+    def ask() -> list[tuple[str, bool]]:
+        given = {"return_details": True, **options}
+        answers = generation.generate_responses(model, tokenizer, prompts, **given)
+        return [(answer.response, answer.stopped) for answer in answers]
+
+    if options.get("temperature") and options.get("seed") is None:
+        return ask()
+    rests_on = [
+        weights_hash(model), environment(model, model.device.type), tokenizer_state(tokenizer),
+        generation.end_token_ids(model, tokenizer), code_of(generation), prompts, options,
+    ]  # fmt: skip
+    return [(text, stopped) for text, stopped in remember(rests_on, ask)]
 
 
 def opening(question: Question) -> str:
@@ -279,11 +301,9 @@ def _complete(
     """Let the model continue each prompt; right is what begins with a right value."""
     import pandas as pd
 
-    from ..generation import generate_responses
-
-    texts = generate_responses(
-        model, tokenizer, [p for _, p, _ in cut], chat=False, max_new_tokens=16, batch_size=256
-    )
+    asked = [prompt for _, prompt, _ in cut]
+    given = _responses(model, tokenizer, asked, chat=False, max_new_tokens=16, batch_size=256)
+    texts = [text for text, _ in given]
     frame = pd.DataFrame(
         {
             "prompt": [prompt for _, prompt, _ in cut],

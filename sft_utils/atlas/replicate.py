@@ -2,33 +2,24 @@
 
 A *replicate* draws anew what a seed can draw: which entities are in the rows, the rows, and their
 order. It is scored on a half of the ``test`` entities, on which nothing was ever chosen; the other
-half trades places with entities of the fine-tuning data. ``make replicate`` runs this module: it
-repeats the pretraining as well, and writes what came out to ``replication.json``, which chapter 09
-shows.
+half trades places with entities of the fine-tuning data. ``make runs`` runs this module: it repeats
+the pretraining as well, and records what came out (`sft_utils.records`). Explained in chapter 09.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import hashlib
-import inspect
-import io
-import json
 import os
 import random
-import re
-import tempfile
-import textwrap
-import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import scoring, walkthrough
+from .. import records, scoring, walkthrough
 from ..environment import quiet
+from ..fingerprints import digest
 from ..profiles import Profile, load_profile
 from . import checkpoint, pretrain
 from .corpus import CorpusWriter
@@ -40,19 +31,17 @@ if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from trl import SFTTrainer
 
     from ..plots import Figure
+    from ..records import Recorded
     from ..results import Measure
+    from ..trainer import LabelOnlyTrainer
 
 SFT_SEEDS = (0, 1, 2, 3, 4)
 PRETRAINING_SEEDS = (0, 1, 2)  # 0 is the shipped checkpoint's
-RECORD = FOLDER / "replication.json"
 TRAINEE = "atlas-small"
 UNUSED = "unused"  # the role of entities that left the rows
 SCORES = ("exact", "right_value", "value_anywhere", "stops")
-#: What a record holds of a run: ``_dev`` is on the dev questions, the same for every run.
-QUANTITIES = (*SCORES, *(f"{name}_dev" for name in SCORES), "cloze")
 #: Keep the last checkpoint: no evaluation while training, and so nothing that is chosen.
 NO_CHOICE: dict[str, Any] = {
     "eval_strategy": "no",
@@ -106,22 +95,24 @@ def replicate_questions(seed: int) -> list[Question]:
     return scored_questions("headline-test", replicate_world(load_world(), seed))
 
 
-def replicate_trainer(profile: Profile, seed: int, model: str | Path | None = None) -> SFTTrainer:
-    """The trainer of chapter 07 with a replicate's rows and order, and no choice of checkpoint.
+def replicate_trainer(
+    profile: Profile, seed: int, model: str | Path | None = None
+) -> LabelOnlyTrainer:
+    """The run of chapter 07 with a replicate's rows and order, and no choice of checkpoint.
 
-    ``model`` replaces the profile's trainee, as the folder of another pretraining does.
+    The step is the cheaper one, which chapter 08 shows to be the same. ``model`` replaces the
+    profile's trainee, as the folder of another pretraining does.
     """
-    from trl import SFTTrainer
-
     from ..data import check_rows
     from ..models import load_model_and_tokenizer
+    from ..trainer import LabelOnlyTrainer
 
     trainee, tokenizer = load_model_and_tokenizer(
         model or profile.models.trainee, fallback_chat_template=profile.prompt.chat_template
     )
     rows = replicate_rows(seed)
     check_rows(rows, tokenizer)
-    trainer = SFTTrainer(
+    trainer = LabelOnlyTrainer(
         model=trainee,
         args=walkthrough.make_config(profile, seed=seed, **NO_CHOICE),
         train_dataset=rows,
@@ -156,7 +147,7 @@ def over_seeds(frames: Mapping[int, pd.DataFrame], score: str) -> Measure:
     runs = [frame.attrs.get("run", "") for frame in frames.values()]
     return Measure(
         summary.mean, "%", n=summary.n, low=summary.low, high=summary.high,
-        seeds=tuple(frames), run=f"{len(runs)} runs {_hash(runs)}",
+        seeds=tuple(frames), run=f"{len(runs)} runs {digest(runs)[:16]}",
     )  # fmt: skip
 
 
@@ -237,216 +228,86 @@ def seed_dots(table: pd.DataFrame, *, mean: float, low: float, high: float, alt:
     return plots._figure(draw, 0.9 + 0.32 * (len(table) + 1), alt)
 
 
-# --- The record --------------------------------------------------------------------------------
+# --- Other pretrainings ------------------------------------------------------------------------
 
 
-def load_record(path: Path = RECORD) -> dict[str, Any] | None:
-    """What ``make replicate`` wrote, or None where there is nothing."""
-    return json.loads(path.read_text("utf8")) if path.is_file() else None
+def pretrainings(profile: Profile) -> dict[int, Recorded]:
+    """What fine-tuning with seed 0 makes of each pretraining: live for the shipped one, seed 0.
 
-
-def inputs(seeds: Sequence[int] = SFT_SEEDS, recipe: pretrain.Recipe | None = None) -> dict:
-    """A short hash of each thing that a record rests on, by its name.
-
-    What code writes is hashed as it is written (rows, questions, documents), other code by its
-    text without comments. The versions of the libraries are in the record, not here: another
-    version is another place to replicate in, and makes no record stale.
+    The results are three tables: ``answers`` to the replicate's own questions, the same to the
+    ``dev`` questions, and ``facts`` completed. Raises `sft_utils.records.RecordError`. Chapter 09.
     """
-    profile, world = load_profile("atlas"), load_world()
-    tables = sorted((*FOLDER.glob("tables/*.csv"), *FOLDER.glob("relations/*.toml")))
-    asked = [
-        (question.messages, question.answers)
-        for seed in seeds
-        for question in replicate_questions(seed)
-    ]
-    shipped = checkpoint(TRAINEE)
-    parts: dict[str, Any] = {
-        "tables": [path.read_text("utf8") for path in tables],
-        "rows": [_all_rows(seed) for seed in seeds],
-        "questions": asked,
-        "corpus": list(islice(CorpusWriter(world, 1).documents(), 300)),
-        "pretraining": [asdict(recipe or pretrain.RECIPES[TRAINEE]), _pretraining_code()],
-        "fine-tuning": [asdict(profile.sft), NO_CHOICE, _code(walkthrough.make_config)],
-        "scores": _code(scoring),
-        "tokenizer": _file_hash(shipped / "tokenizer.json"),
-        "checkpoint": _file_hash(shipped / "model.safetensors"),
+    trainer = replicate_trainer(profile, 0)  # rows and arguments are the same for all of them
+    given = {seed: _measured(trainer, seed) for seed in PRETRAINING_SEEDS}
+    found = {
+        seed: records.load(f"pretraining-{seed}", records.recipe_of(trainer, measure, **parts))
+        for seed, (measure, parts) in given.items()
+        if seed != 0
     }
-    return {name: _hash(part) for name, part in parts.items()}
+    measure, parts = given[0]
+    return {0: records.recorded("pretraining-0", trainer, measure, live=True, **parts)} | found
 
 
-def changed_inputs(record: Mapping[str, Any]) -> list[str]:
-    """The names of what a record rests on that is not as it was: empty for a record of today."""
-    seeds = [run["sft_seed"] for run in record["runs"] if run["pretraining_seed"] == 0]
-    now = inputs(seeds)
-    then = record["inputs"]
-    return [name for name in {**now, **then} if now.get(name) != then.get(name)]
+def _measured(trainer: Any, seed: int) -> tuple[Callable[[Any], dict[str, Any]], dict[str, Any]]:
+    """What is measured of a pretraining, and the parts of the recipe of its record."""
+    from . import evaluate
+
+    tokenizer = trainer.processing_class
+    dev = scored_questions("headline-dev", load_world())
+
+    def measure(tuned: Any) -> dict[str, Any]:
+        columns = ["question", "response", *SCORES, "entity"]
+        facts = evaluate.cloze(tuned, tokenizer)
+        return {
+            "answers": score_replicate(tuned, tokenizer, 0)[columns],
+            "dev": evaluate.score_split(tuned, tokenizer, dev)[columns],
+            "facts": facts[["prompt", "response", "correct", "entity"]],
+        }
+
+    return measure, {
+        "start": pretraining_rests_on(seed),
+        "asked": [[q.messages, q.answers] for q in (*replicate_questions(0), *dev)],
+        "how": records.code(scoring, evaluate.score_responses, evaluate.cloze),
+    }
 
 
-def record_says(record: Mapping[str, Any] | None) -> str:
-    """One sentence on whether there is a record and whether it is of today. Chapter 09."""
-    if record is None:
-        return "No record is shipped with this version: nothing is said of other pretrainings."
-    count = len({run["pretraining_seed"] for run in record["runs"]})
-    if changed := changed_inputs(record):
-        listed = ", ".join(changed)
-        return f"The record of {count} pretrainings is out of date: changed since were {listed}."
-    return f"{count} pretrainings are on record, made from the present tables, code and settings."
-
-
-def _hash(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _pretraining_code() -> str:
-    parts = (pretrain.build_model, pretrain.windows, pretrain.learning_rate_factor,
-             pretrain.make_optimizers, pretrain.fast_bfloat16, pretrain.pretrain)  # fmt: skip
-    return "\n".join(map(_code, parts))
-
-
-def _code(thing: Any) -> str:
-    """The source of a function or module without docstrings, comments and blank lines."""
-    text = textwrap.dedent(inspect.getsource(thing))
-    lines = text.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
-            node
-        ):
-            words = node.body[0]
-            for row in range(words.lineno - 1, words.end_lineno or words.lineno):
-                lines[row] = ""
-    return "\n".join(line.rstrip() for line in lines if line.strip())
-
-
-# --- make replicate ----------------------------------------------------------------------------
+def pretraining_rests_on(seed: int, recipe: pretrain.Recipe | None = None) -> dict[str, Any]:
+    """All that decides a pretraining: tables, documents as they are written, sizes and code."""
+    tables = sorted((*FOLDER.glob("tables/*.csv"), *FOLDER.glob("relations/*.toml")))
+    written = CorpusWriter(load_world(), 1 + seed).documents()
+    tokenizer = checkpoint(TRAINEE) / "tokenizer.json"
+    return {
+        "seed": seed,
+        "tables": [path.read_text("utf8") for path in tables],
+        "documents": list(islice(written, 300)),
+        "tokenizer": tokenizer.read_text("utf8"),
+        "sizes": asdict(recipe or pretrain.RECIPES[TRAINEE]),
+        "code": records.code(pretrain.build_model, pretrain.windows,
+                             pretrain.learning_rate_factor, pretrain.make_optimizers,
+                             pretrain.fast_bfloat16, pretrain.pretrain),
+    }  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Repeat pretraining and fine-tuning from several seeds, and record it (``make replicate``)."""
+    """Pretrain from other seeds, fine-tune each model, and record it (a part of ``make runs``)."""
     parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=PRETRAINING_SEEDS[1:])
     parser.add_argument(
-        "--pretraining-seeds", type=int, nargs="+", default=PRETRAINING_SEEDS,
-        help="0 is the shipped checkpoint; others are pretrained, which takes long",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=SFT_SEEDS,
-        help="of the fine-tuning: all for the shipped checkpoint, the first for others",
-    )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=RECORD, help="the record; replaced as a whole")
-    parser.add_argument(
-        "--models", type=Path, nargs="*", default=(), metavar="FOLDER",
-        help="already pretrained with another seed, which the folder's name ends in: .../seed-1",
-    )  # fmt: skip
-    parser.add_argument(
-        "--work", type=Path, default=Path("_build/replicate"),
+        "--work", type=Path, default=Path("_build/pretrained"),
         help="where pretrained models are kept, so that a run that was stopped goes on from there",
     )  # fmt: skip
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the updates, for trials")
     options = parser.parse_args(arguments)
     quiet()
-
-    recipe = pretrain.RECIPES[TRAINEE]
-    recipe = replace(recipe, updates=max(2, round(recipe.updates * options.scale)))
-    given = dict(map(_seed_and_folder, options.models))
-    for folder in given.values():
-        check_pretrained(folder, recipe)
-    hashes = inputs(options.seeds, recipe)
-    runs = []
-    for pretraining_seed in dict.fromkeys(options.pretraining_seeds):
-        if pretraining_seed == 0:
-            folder = checkpoint(TRAINEE)
-        elif pretraining_seed in given:
-            folder = given[pretraining_seed]
-        else:
-            folder = pretrained(pretraining_seed, recipe, options.work, hashes)
-        seeds = options.seeds if pretraining_seed == 0 else options.seeds[:1]
-        for seed in dict.fromkeys(seeds):
-            run = replicate(seed, folder) | {"pretraining_seed": pretraining_seed}
-            shown = ", ".join(f"{name} {run['scores'][name]['value']:.3f}" for name in QUANTITIES)
-            print(f"pretraining seed {pretraining_seed}, SFT seed {seed}: {shown}", flush=True)
-            runs.append(run)
-    write_record(options.out, {"inputs": hashes, "runs": runs, "spread": spread(runs)})
-    print(f"{options.out}: {len(runs)} runs")
+    os.environ[records.LIVE] = "all"
+    for seed in options.seeds:
+        folder = pretrained(seed, pretrain.RECIPES[TRAINEE], options.work)
+        trainer = replicate_trainer(load_profile("atlas"), 0, folder)
+        measure, parts = _measured(trainer, seed)
+        run = records.recorded(f"pretraining-{seed}", trainer, measure, **parts)
+        print(f"{run.name}: exact {run.results['answers']['exact'].mean():.3f}", flush=True)
 
 
-def replicate(seed: int, model: Path) -> dict[str, Any]:
-    """One replicate of the model in a folder: trained, or taken from the store, and scored."""
-    import torch
-
-    from ..comparison import share
-    from ..environment import versions
-    from ..results import Measure
-    from ..runs import train
-    from .evaluate import cloze, score_split
-
-    trainer = replicate_trainer(load_profile("atlas"), seed, model)
-    run = train(trainer)
-    tuned: Any = trainer.model
-    tokenizer: Any = trainer.processing_class
-    answers, facts = score_replicate(tuned, tokenizer, seed), cloze(tuned, tokenizer)
-    same = score_split(tuned, tokenizer, scored_questions("headline-dev", load_world()))
-    measured = {name: share(answers, name) for name in SCORES}
-    measured |= {f"{name}_dev": share(same, name) for name in SCORES}
-    measured["cloze"] = share(facts, "correct")
-    fields = ("value", "low", "high", "n", "entities")
-    return {
-        "sft_seed": seed,
-        "run": run.fingerprint,
-        "weights": _file_hash(model / "model.safetensors"),
-        "scores": {
-            name: {field: getattr(measure, field) for field in fields}
-            for name, measure in measured.items()
-            if isinstance(measure, Measure)
-        },
-        "versions": versions()["version"].to_dict(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def spread(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """For each quantity, what the fine-tuning seeds of the shipped checkpoint gave.
-
-    ``mean``, ``sd`` and the 95 % t-interval from ``low`` to ``high``, over ``n`` seeds. Empty for
-    fewer than two of them. Claims of other chapters keep their distance by this ``sd``: by that of
-    ``_dev`` where the questions are the same in every run.
-    """
-    from ..statistics import seed_summary
-
-    own = [run["scores"] for run in runs if run["pretraining_seed"] == 0]
-    if len(own) < 2:
-        return {}
-    found = {}
-    for name in QUANTITIES:
-        summary = seed_summary([scores[name]["value"] for scores in own])
-        found[name] = {field: getattr(summary, field) for field in ("mean", "sd", "low", "high")}
-        found[name]["n"] = len(own)
-    return found
-
-
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf8") as file:
-            file.write(text)
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
-
-
-def pretrained(seed: int, recipe: pretrain.Recipe, work: Path, hashes: Mapping[str, str]) -> Path:
+def pretrained(seed: int, recipe: pretrain.Recipe, work: Path) -> Path:
     """The folder of a model that is pretrained like the shipped one, but from another seed.
 
     The tokenizer is the shipped one. The folder's name holds a hash of what the weights rest on,
@@ -455,8 +316,7 @@ def pretrained(seed: int, recipe: pretrain.Recipe, work: Path, hashes: Mapping[s
     from tqdm import tqdm
     from transformers import AutoTokenizer
 
-    key = _hash({name: hashes[name] for name in ("tables", "corpus", "pretraining", "tokenizer")})
-    folder = work / key / f"seed-{seed}"
+    folder = work / digest(pretraining_rests_on(seed, recipe))[:16] / f"seed-{seed}"
     if (folder / "model.safetensors").is_file():
         print(f"{folder}: pretrained before", flush=True)
         return folder
@@ -476,31 +336,6 @@ def pretrained(seed: int, recipe: pretrain.Recipe, work: Path, hashes: Mapping[s
     card = pretrain.model_card(folder.name, model, made)
     pretrain.save_checkpoint(folder, model, tokenizer, card)
     return folder
-
-
-def _seed_and_folder(path: Path) -> tuple[int, Path]:
-    """The seed in a folder's name, and the folder that holds the model, which may be inside."""
-    found = re.search(r"(\d+)$", path.name if path.name != TRAINEE else path.parent.name)
-    if not found:
-        raise ValueError(f"--models {path}: the folder's name does not end in the seed, as seed-1.")
-    return int(found[1]), path / TRAINEE if (path / TRAINEE).is_dir() else path
-
-
-def check_pretrained(folder: Path, recipe: pretrain.Recipe) -> None:
-    """Raise ``ValueError`` unless the model is one of the recipe, with the shipped tokenizer."""
-    if not (folder / "model.safetensors").is_file():
-        raise ValueError(f"--models {folder}: there is no model.safetensors. Pretrain it first.")
-    if _file_hash(folder / "tokenizer.json") != _file_hash(checkpoint(TRAINEE) / "tokenizer.json"):
-        raise ValueError(f"--models {folder}: its tokenizer is not the shipped one.")
-    config = json.loads((folder / "config.json").read_text("utf8"))
-    sizes = (config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"])
-    if sizes != (recipe.layers, recipe.width, recipe.feed_forward):
-        raise ValueError(f"--models {folder}: its sizes {sizes} are not those of the recipe.")
-    updates = re.search(r"for ([\d,]+) updates", (folder / "README.md").read_text("utf8"))
-    if updates and int(updates[1].replace(",", "")) != recipe.updates:
-        raise ValueError(
-            f"--models {folder}: pretrained for {updates[1]} updates, not for {recipe.updates:,}."
-        )
 
 
 if __name__ == "__main__":
