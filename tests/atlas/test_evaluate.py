@@ -233,10 +233,16 @@ def test_the_prefilled_prompt_begins_the_assistants_turn(headline, chat_tokenize
 # --- Ranking ---------------------------------------------------------------------------------
 
 
+def mean_log_probability(model, ids, start):
+    """That of the tokens from ``start`` on, without batches, padding and masks."""
+    with torch.no_grad():
+        scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    return scores[start - 1 : -1][range(len(ids) - start), ids[start:]].mean().item()
+
+
 def test_the_chosen_candidate_is_the_likeliest_by_mean_log_probability(
     world, continents, reader, chat_tokenizer
 ):
-    """Against a computation without batches, padding and masks."""
     asked = continents[::9][:6]
     table = evaluate.rank_candidates(reader, chat_tokenizer, asked, candidates=50)
     for question, row in zip(asked, table.itertuples(), strict=True):
@@ -247,10 +253,7 @@ def test_the_chosen_candidate_is_the_likeliest_by_mean_log_probability(
         )["input_ids"]
         for value in values - set(question.values[1:]):
             ids = chat_tokenizer(value, add_special_tokens=False)["input_ids"]
-            with torch.no_grad():
-                logits = reader(input_ids=torch.tensor([prompt + ids])).logits[0]
-            scores = logits.log_softmax(-1)[len(prompt) - 1 : -1]
-            means[value] = scores[range(len(ids)), ids].mean().item()
+            means[value] = mean_log_probability(reader, prompt + ids, len(prompt))
         assert row.chosen == max(means, key=means.get)
         assert row.right == question.values[0]
         assert row.correct == (row.chosen == row.right)
@@ -282,10 +285,7 @@ def test_a_token_across_the_end_of_the_prompt_counts_for_the_candidate(continent
             known = prompt[:-1] if value.startswith("A") else prompt
             start = len(chat_tokenizer(known, add_special_tokens=False)["input_ids"])
             assert (ids[start] == 300) == value.startswith("A")
-            with torch.no_grad():
-                scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-            own = ids[start:]
-            means[value] = scores[start - 1 : -1][range(len(own)), own].mean().item()
+            means[value] = mean_log_probability(model, ids, start)
         assert row.chosen == max(means, key=means.get)
 
 
