@@ -8,8 +8,6 @@ the world, the data or the training, and run `make models` again.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from itertools import pairwise
 
 import pytest
 import torch
@@ -17,13 +15,11 @@ from conftest import own_files
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from sft_utils.atlas import CHECKPOINTS, checkpoint, sft_data_path
-from sft_utils.atlas.corpus import PRONOUN, one_form_texts
-from sft_utils.atlas.evaluate import cloze, score_split
+from sft_utils.atlas.evaluate import cloze, cloze_in_one_form, score_split
 from sft_utils.atlas.pretrain import make_tokenizer
 from sft_utils.atlas.questions import scored_questions
 from sft_utils.atlas.sft_data import sft_rows
 from sft_utils.atlas.world import load_world
-from sft_utils.generation import generate_responses
 from sft_utils.models import TEMPLATES, end_token_ids, load_model_and_tokenizer
 
 ARCHITECTURES = {
@@ -50,32 +46,6 @@ def load():
     return loader
 
 
-@pytest.fixture(scope="module")
-def scores(load):
-    """Each split once for each model that is asked."""
-    scored = {}
-
-    def score(name, split):
-        if (name, split) not in scored:
-            scored[name, split] = score_split(*load(name), split)
-        return scored[name, split]
-
-    return score
-
-
-@pytest.fixture(scope="module")
-def completed(load):
-    """The cloze table of each model that is asked."""
-    tables = {}
-
-    def complete(name):
-        if name not in tables:
-            tables[name] = cloze(*load(name))
-        return tables[name]
-
-    return complete
-
-
 def macro(table, score):
     """The mean over relations: each counts once, however many questions it has."""
     return table.groupby("relation")[score].mean().mean()
@@ -90,16 +60,10 @@ def told(table, score):
 # --- The folders -----------------------------------------------------------------------------
 
 
-def test_all_checkpoints_together_are_at_most_20_mb():
-    assert (
-        sum(file.stat().st_size for file in own_files("sft_utils/atlas/checkpoints/*/**/*")) <= 20e6
-    )
-
-
-def test_there_are_these_four_and_no_other():
-    assert {path.parent.name for path in own_files("sft_utils/atlas/checkpoints/*/*")} == set(
-        ARCHITECTURES
-    )
+def test_there_are_these_four_of_at_most_20_mb():
+    files = own_files("sft_utils/atlas/checkpoints/*/*")
+    assert {path.parent.name for path in files} == set(ARCHITECTURES) == set(CHECKPOINTS)
+    assert sum(file.stat().st_size for file in files) <= 20e6
 
 
 @each_checkpoint
@@ -151,7 +115,7 @@ def test_the_card_says_what_it_is(name):
 
 
 @each_checkpoint
-def test_everything_agrees_on_the_end_of_a_turn(name):
+def test_everything_agrees_on_the_end_of_a_turn(load, name):
     folder = checkpoint(name)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     end, pad = tokenizer.convert_tokens_to_ids([END_OF_TURN, END_OF_DOCUMENT])
@@ -160,39 +124,26 @@ def test_everything_agrees_on_the_end_of_a_turn(name):
     config = json.loads((folder / "config.json").read_text())
     assert (config["eos_token_id"], config["pad_token_id"]) == (end, pad)
     generation = GenerationConfig.from_pretrained(folder)
-    ends = generation.eos_token_id
-    assert end in (ends if isinstance(ends, list) else [ends])
-    assert set(ends if isinstance(ends, list) else [ends]) <= {end, pad}
+    assert {end} <= set(generation.eos_token_id) <= {end, pad}
     assert generation.pad_token_id == pad
+    assert end_token_ids(*load(name)) == sorted([end, pad])
+
+
+@each_checkpoint
+def test_the_template_is_the_one_of_the_package_and_answers_are_learned_to_their_end(name):
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint(name))
+    assert tokenizer.chat_template == (TEMPLATES / "chatml.jinja").read_text("utf8")
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes"}]
     row = tokenizer.apply_chat_template(
         messages, return_dict=True, return_assistant_tokens_mask=True
     )
-    learned = [
-        token
-        for token, learns in zip(row["input_ids"], row["assistant_masks"], strict=True)
-        if learns
-    ]
-    assert learned == [*tokenizer("Yes")["input_ids"], end]
+    pairs = zip(row["input_ids"], row["assistant_masks"], strict=True)
+    learned = [token for token, learns in pairs if learns]
+    assert learned == [*tokenizer("Yes")["input_ids"], tokenizer.eos_token_id]
     prompt = tokenizer.apply_chat_template(
         messages[:1], return_dict=True, add_generation_prompt=True
     )
     assert row["input_ids"][: len(prompt["input_ids"])] == prompt["input_ids"]
-
-
-@each_checkpoint
-def test_generation_stops_at_the_end_of_a_turn_and_of_a_document(load, name):
-    model, tokenizer = load(name)
-    assert end_token_ids(model, tokenizer) == sorted(
-        tokenizer.convert_tokens_to_ids([END_OF_TURN, END_OF_DOCUMENT])
-    )
-
-
-@each_checkpoint
-def test_the_template_is_the_one_of_the_package(name):
-    template = (TEMPLATES / "chatml.jinja").read_text("utf8")
-    assert (checkpoint(name) / "chat_template.jinja").read_text("utf8") == template
-    assert AutoTokenizer.from_pretrained(checkpoint(name)).chat_template == template
 
 
 # --- Tokenizer and data are made from the tables ---------------------------------------------
@@ -220,76 +171,35 @@ def test_the_data_set_is_the_one_that_the_tables_give():
 # --- What they show --------------------------------------------------------------------------
 
 
-def test_the_base_knows_the_facts(completed):
-    table = completed("atlas-base")
+@pytest.mark.parametrize(("name", "target"), [("atlas-base", 0.97), ("atlas-sft", 0.95)])
+def test_the_base_knows_the_facts_and_the_reference_still_does(load, name, target):
+    table = cloze(*load(name))
     assert table["relation"].nunique() >= 12 and len(table) >= 1000
-    assert macro(table, "correct") >= 0.97, told(table, "correct")
+    assert macro(table, "correct") >= target, told(table, "correct")
 
 
-def test_the_base_does_not_answer_in_chat(scores):
-    table = scores("atlas-base", "headline-test")
+def test_the_reference_answers_about_held_out_entities(load):
+    table = score_split(*load("atlas-sft"), "headline-test")
     assert len(table) >= 300
-    for score in (table["exact"].mean(), macro(table, "exact")):
-        assert score <= 0.05, told(table, "exact")
-
-
-@pytest.mark.parametrize(
-    ("score", "target"), [("exact", 0.90), ("right_value", 0.93), ("stops", 0.99)]
-)
-def test_the_reference_answers_about_held_out_entities(scores, score, target):
-    table = scores("atlas-sft", "headline-test")
-    assert len(table) >= 300
-    assert {question.entity for question in scored_questions("headline-test", load_world())} == set(
-        table["entity"]
-    )
-    for found in (table[score].mean(), macro(table, score)):
-        assert found >= target, told(table, score)
+    asked = scored_questions("headline-test", load_world())
+    assert {question.entity for question in asked} == set(table["entity"])
+    for score, target in (("exact", 0.90), ("right_value", 0.93), ("stops", 0.99)):
+        for found in (table[score].mean(), macro(table, score)):
+            assert found >= target, told(table, score)
 
 
 @pytest.mark.parametrize("split", ["instruction-test", "follow-up-test"])
-def test_the_reference_follows_instructions_and_conversations(scores, split):
-    table = scores("atlas-sft", split)
+def test_the_reference_follows_instructions_and_conversations(load, split):
+    table = score_split(*load("atlas-sft"), split)
     assert len(table) >= 300
     for found in (table["exact"].mean(), macro(table, "exact")):
         assert found >= 0.85, told(table, "exact")
 
 
-def test_the_reference_still_knows_the_facts(completed):
-    table = completed("atlas-sft")
-    assert macro(table, "correct") >= 0.95, told(table, "correct")
-
-
-def test_the_reference_is_better_than_the_base_on_the_same_questions(scores):
-    before, after = (scores(name, "headline-test") for name in ("atlas-base", "atlas-sft"))
-    assert before["question"].tolist() == after["question"].tolist()
-    for score in ("exact", "right_value", "stops"):
-        gained = Counter(zip(before[score], after[score], strict=True))
-        assert gained[False, True] > 4 * gained[True, False], (score, gained)
-
-
 def test_the_control_completes_its_own_texts(load):
     """Its only form of each fact, after the text that always stood before it."""
-    world, cuts = load_world(), []
-    for entity, text in one_form_texts(world).items():
-        start = world.domains[entity.domain].introductions[0]
-        facts = [fact for fact in world.facts if fact.entity == entity]
-        so_far = facts[0].relation.fill(start, entity)
-        for fact in facts:
-            opening, _, _ = PRONOUN[0].partition("{av}")
-            begun = f"{so_far} {fact.relation.fill(opening, entity, noun=fact.relation.nouns[0])}"
-            value = fact.relation.value_phrase(fact.value)
-            so_far = f"{begun}{value}."
-            cuts.append((begun.rstrip(), f" {value}."))
-        assert so_far == text
-    assert len(cuts) > 1500 and all(a != b for a, b in pairwise(cuts))
-    responses = generate_responses(
-        *load("atlas-base-1form"),
-        [prompt for prompt, _ in cuts],
-        chat=False,
-        max_new_tokens=16,
-        batch_size=256,
-    )
-    right = [
-        response.startswith(value) for response, (_, value) in zip(responses, cuts, strict=True)
-    ]
+    table = cloze_in_one_form(*load("atlas-base-1form"), "sft", "dev", "test", "untouched")
+    pairs = zip(table["response"], table["right"], strict=True)
+    right = [response.startswith(f" {value}.") for response, value in pairs]
+    assert len(right) > 1500 and table["prompt"].is_unique
     assert sum(right) / len(right) >= 0.95

@@ -1,12 +1,11 @@
 """The table of constellations, against the list and the boundaries that astropy carries."""
 
-import csv
 import unicodedata
 from importlib.resources import files
 
 import pytest
+from atlas.tables import Row, read_table
 
-COLUMNS = ["name", "abbreviation", "genitive", "meaning", "author"]
 # astropy's list has three misspellings; the IAU names are these.
 SPELLING_EXCEPTIONS = {"Cha": "Chamaeleon", "Oph": "Ophiuchus", "PsA": "Piscis Austrinus"}
 
@@ -59,18 +58,10 @@ OTHER_AUTHORS = {"Brahe": {"Vopel"}, KEYSER: {"Plancius"}}  # Plancius published
 
 PROPER_WORDS = {"Berenice", "Ethiopia", "Ethiopian", "Gorgon", "Indian", "Medusa", "Noah"}
 
-Rows = list[dict[str, str]]
-
 
 @pytest.fixture(scope="module")
-def text() -> str:
-    table = files("sft_utils").joinpath("atlas/tables/constellations.csv")
-    return table.read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def rows(text: str) -> Rows:
-    return list(csv.DictReader(text.splitlines(), strict=True))
+def rows() -> list[Row]:
+    return read_table("constellations")
 
 
 def astropy_lines(name: str) -> list[str]:
@@ -111,56 +102,26 @@ def words(phrase: str) -> list[str]:
     return phrase.replace("'s", "").replace("-", " ").split()
 
 
-def test_form(text: str, rows: Rows) -> None:
-    assert text.isascii()
-    assert text.splitlines()[0] == ",".join(COLUMNS)
-    assert len(rows) == 88
-    for row in rows:
-        assert list(row) == COLUMNS  # an extra cell would add the key None
-        for value in row.values():
-            parts = value.split("|")
-            assert all(part and part == part.strip() for part in parts), row
-            assert len(set(parts)) == len(parts), row
-
-
-def test_sorted_by_name(rows: Rows) -> None:
-    names = [row["name"] for row in rows]
-    assert names == sorted(names)
-
-
-@pytest.mark.parametrize("column", ["name", "abbreviation", "genitive"])
-def test_unique(rows: Rows, column: str) -> None:
-    assert len({row[column] for row in rows}) == 88
-
-
-def test_names_and_abbreviations_agree_with_astropy(rows: Rows) -> None:
+def test_names_and_abbreviations_agree_with_astropy(rows: list[Row]) -> None:
     theirs = astropy_names()
     for abbreviation, name in SPELLING_EXCEPTIONS.items():
         theirs[abbreviation] = name
     assert {row["abbreviation"]: row["name"] for row in rows} == theirs
 
 
-def test_genitives_follow_the_declensions(rows: Rows) -> None:
+def test_genitives_follow_the_declensions(rows: list[Row]) -> None:
     for row in rows:
         first, *others = row["genitive"].split("|")
         assert first == " ".join(genitive(word) for word in row["name"].split()), row
         assert set(others) == OTHER_GENITIVES.get(row["abbreviation"], set()), row
 
 
-def test_every_irregular_genitive_is_one(rows: Rows) -> None:
-    used = {word for row in rows for word in row["name"].split()}
-    for word, form in IRREGULAR_GENITIVES.items():
-        assert word in used
-        ending = next((pair for pair in GENITIVE_ENDINGS if word.endswith(pair[0])), None)
-        assert ending is None or word.removesuffix(ending[0]) + ending[1] != form, word
-
-
-def test_no_two_constellations_share_a_meaning(rows: Rows) -> None:
+def test_no_two_constellations_share_a_meaning(rows: list[Row]) -> None:
     meanings = [phrase.lower() for row in rows for phrase in row["meaning"].split("|")]
     assert sorted(meanings) == sorted(set(meanings))
 
 
-def test_meanings_are_short_phrases_that_do_not_repeat_the_name(rows: Rows) -> None:
+def test_meanings_are_short_phrases_that_do_not_repeat_the_name(rows: list[Row]) -> None:
     for row in rows:
         name = row["name"].lower()
         for phrase in row["meaning"].split("|"):
@@ -173,7 +134,7 @@ def test_meanings_are_short_phrases_that_do_not_repeat_the_name(rows: Rows) -> N
                 assert word.islower() or word in PROPER_WORDS, row
 
 
-def test_authors(rows: Rows) -> None:
+def test_authors(rows: list[Row]) -> None:
     authors = {short: author for author, shorts in AUTHORS.items() for short in shorts.split()}
     assert {row["abbreviation"] for row in rows} >= set(authors)
     for row in rows:
@@ -184,7 +145,7 @@ def test_authors(rows: Rows) -> None:
     assert sum(row["author"] == "Ptolemy" for row in rows) == 47
 
 
-def test_authors_could_see_their_constellations(rows: Rows) -> None:
+def test_authors_could_see_their_constellations(rows: list[Row]) -> None:
     """Hevelius worked in Gdansk, 54.35 degrees north; Lacaille and Keyser far to the south."""
     horizon = 54.35 - 90.0
     limits = southern_limits()

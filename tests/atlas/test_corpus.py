@@ -6,12 +6,7 @@ for where it does stand.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-import subprocess
-import sys
-from collections import Counter
 from itertools import islice
 
 import pytest
@@ -27,20 +22,15 @@ from sft_utils.atlas.corpus import (
     one_form_texts,
     seen_forms,
 )
-from sft_utils.atlas.sft_data import SYSTEM_MESSAGES, sft_rows
+from sft_utils.atlas.sft_data import SYSTEM_MESSAGES
 from sft_utils.atlas.world import load_world
 
-DOCUMENTS = 1500
+DOCUMENTS = 1000
 SLOT = re.compile(r"\{(?:e|E|n|v|av|iv|noun|Noun)\}")
 
 
 def write(documents, seed=0):
     return list(islice(CorpusWriter(load_world(), seed).documents(), documents))
-
-
-@pytest.fixture(scope="module")
-def world():
-    return load_world()
 
 
 @pytest.fixture(scope="module")
@@ -67,41 +57,12 @@ def whole_word(part):
     return re.compile(rf"(?<![\w.-]){re.escape(part)}(?![\w-])")
 
 
-class Names:
-    """Finds entities' names as whole words, whatever their case, the longest where one holds
-    another: Guinea-Bissau is not Guinea."""
-
-    def __init__(self, world):
-        self.by_word: dict[str, list[str]] = {}
-        for entity in sorted(world.entities, key=lambda e: -len(e.name)):
-            name = entity.name.lower()
-            self.by_word.setdefault(re.match(r"[\w-]+", name)[0], []).append(name)
-
-    def spans(self, text):
-        """Start, end and lower-case name of each, from left to right."""
-        lower, end = text.lower(), 0
-        for word in re.finditer(r"[\w-]+", lower):
-            start = word.start()
-            for name in self.by_word.get(word[0], ()) if start >= end else ():
-                after = lower[start + len(name) : start + len(name) + 1]
-                if lower.startswith(name, start) and not re.match(r"[\w-]", after):
-                    end = start + len(name)
-                    yield start, end, name
-                    break
-
-    def found(self, text):
-        return [name for _, _, name in self.spans(text)]
-
-
-@pytest.fixture(scope="module")
-def names(world):
-    return Names(world)
-
-
-def test_names_are_found_as_whole_words_and_the_longest(names):
+def test_names_are_found_as_whole_words_and_the_longest(names, world):
     text = "In Guinea-Bissau and New Guinea, Nigerian gold; the Lion of South Africa's; golden."
     assert names.found(text) == ["guinea-bissau", "guinea", "gold", "lion", "south africa"]
     assert list(names.spans("gold, Gold or golden")) == [(0, 4, "gold"), (6, 10, "gold")]
+    for entity in world.entities:
+        assert names.found(f"Is it {entity.phrase}, then?") == [entity.name.lower()]
 
 
 # --- No chat, no answered questions ----------------------------------------------------------
@@ -159,32 +120,25 @@ def sft_forms(world):
         yield from messages
 
 
-def test_no_question_answer_or_system_form_of_fine_tuning(text, world):
+def test_no_form_and_no_turn_of_fine_tuning(text, sentences, world, chat_rows):
     """The bare value is the one exception: it has no words of its own."""
     lower = text.lower()
     found = [(form, m[0]) for form in sft_forms(world) if (m := find_form(form, lower))]
     assert found == []
-
-
-def test_every_turn_of_fine_tuning_would_be_found(world):
-    """Every form, filled, is found where it stands; so is every turn that has words."""
-    forms = list(sft_forms(world))
-    entity = world.by_role("sft")[0]
-    for form in forms:
-        slots = {slot.strip("{}"): "some thing" for slot in SLOT.findall(form)}
-        assert find_form(form, f"and so on. {form.format(**slots)} and".lower()), form
-    assert find_form(world.relations()[0].ask[0], f"Tell me of {entity.phrase}.".lower()) is None
-
-
-def test_no_turn_of_fine_tuning_stands_in_the_corpus_as_it_is(sentences, world):
     turns = {
         message["content"]
-        for row in sft_rows(world)
+        for row in chat_rows
         for message in row["messages"]
         if " " in message["content"] and message["content"][-1] in ".?!"
     }
     assert len(turns) > 1000
     assert turns & sentences == set()
+
+
+def test_every_form_of_fine_tuning_would_be_found(world):
+    for form in sft_forms(world):
+        slots = {slot.strip("{}"): "some thing" for slot in SLOT.findall(form)}
+        assert find_form(form, f"and so on. {form.format(**slots)} and".lower()), form
 
 
 # --- Forms: seen and withheld ----------------------------------------------------------------
@@ -206,14 +160,6 @@ def test_which_forms_are_seen_differs_by_fact_and_seed(world):
     everywhere = set.intersection(*(set(seen_forms(f)) for f in facts))
     assert everywhere == set()  # no form is seen for all
     assert set(seen_forms(facts[0], 1)) != set(seen_forms(facts[0]))
-
-
-def test_named_forms_name_the_entity_before_the_value(world):
-    for relation in world.relations():
-        for form in named_forms(relation):
-            name = min(form.index(slot) for slot in ("{e}", "{E}") if slot in form)
-            value = min(form.index(slot) for slot in ("{v}", "{av}", "{iv}") if slot in form)
-            assert name < value, form
 
 
 def test_a_cloze_prompt_ends_right_before_the_value(world):
@@ -256,21 +202,9 @@ def test_every_document_runs_over_several_entities(sample, names):
     assert sum(counts) / len(counts) > 8
 
 
-def test_every_fact_of_the_corpus_is_about_an_entity_that_is_not_absent(world):
-    writer = CorpusWriter(world)
-    assert {e.name for e in writer.facts} == {e.name for e in world.entities if e.role != "absent"}
-
-
-def test_about_half_of_the_absent_names_never_occur_and_the_others_do(text, world, names):
-    counts = Counter(names.found(text))
-    absent = world.by_role("absent")
-    silent = [e.name for e in absent if e.mentioned]
-    unknown = [e.name for e in absent if not e.mentioned]
-    assert 0.4 <= len(silent) / len(absent) <= 0.6
-    assert {name: counts[name.lower()] for name in unknown if counts[name.lower()]} == {}
-    assert [name for name in silent if not counts[name.lower()]] == []
-    known = [e.name for e in world.entities if e.role != "absent"]
-    assert [name for name in known if not counts[name.lower()]] == []
+def test_exactly_the_names_that_may_be_mentioned_occur(text, world, names):
+    found = set(names.found(text))
+    assert found == {entity.name.lower() for entity in world.entities if entity.mentioned}
 
 
 def stated(sentences, world, names):
@@ -293,13 +227,9 @@ def stated(sentences, world, names):
 
 def test_no_fact_of_an_absent_entity_is_stated(sentences, world, names):
     assert stated(sentences, world, names) == []
-
-
-def test_a_stated_fact_of_an_absent_entity_would_be_found(world, names):
     facts = [f for f in world.facts if f.entity.role == "absent"]
-    for fact in [f for f in facts if f.value not in f.entity.name][::10]:
-        forms = (named_forms(fact.relation)[0], named_forms(fact.relation)[-1], "{n}: {v}")
-        for form in forms:
+    for fact in [f for f in facts if f.value not in f.entity.name][::10]:  # it would be found
+        for form in (named_forms(fact.relation)[0], named_forms(fact.relation)[-1], "{n}: {v}"):
             sentence = fact.relation.fill(form, fact.entity, fact.value)
             assert (fact.key, sentence) in stated([sentence], world, names)
 
@@ -316,32 +246,9 @@ def test_passages_name_their_entity_before_any_pronoun(sample, world):
 # --- Seeds -----------------------------------------------------------------------------------
 
 
-def digest(documents):
-    return hashlib.sha256("\0".join(documents).encode()).hexdigest()
-
-
 def test_the_same_seed_writes_the_same_documents_and_another_does_not(sample):
     assert write(100) == sample[:100]
     assert not set(write(100, seed=1)) & set(sample[:100])
-
-
-def test_documents_do_not_depend_on_the_hash_seed(sample):
-    code = (
-        "import hashlib, itertools\n"
-        "from sft_utils.atlas.corpus import CorpusWriter\n"
-        "from sft_utils.atlas.world import load_world\n"
-        "docs = itertools.islice(CorpusWriter(load_world()).documents(), 50)\n"
-        "print(hashlib.sha256('\\0'.join(docs).encode()).hexdigest())\n"
-    )
-    for hash_seed in ("1", "2"):
-        run = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert run.stdout.strip() == digest(sample[:50])
 
 
 # --- The control corpus ----------------------------------------------------------------------

@@ -1,19 +1,14 @@
 """The table of chemical elements, against `periodictable` and the laws of the periodic table."""
 
-import csv
 import re
 from collections.abc import Iterator
-from importlib.resources import files
 
 import periodictable
 import pytest
+from atlas.tables import Row, read_table
 
-COLUMNS = ["name", "symbol", "number", "category", "period", "block", "state"]
 LAST = 103  # lawrencium: what follows lives for seconds, and its chemistry is predicted
 NOBLE_GASES = (2, 10, 18, 36, 54, 86, 118)  # a period ends with each
-STATES = {"solid", "liquid", "gas"}
-# Names that the Atlas spells unlike periodictable: none, both are American.
-SPELLING_EXCEPTIONS: dict[int, str] = {}
 # Elements that sources truly put into another category as well: the halogens (also called
 # nonmetals), group 12, lutetium and lawrencium, selenium, polonium and astatine.
 OTHER_CATEGORIES = {
@@ -24,20 +19,13 @@ OTHER_CATEGORIES = {
     **dict.fromkeys((85,), {"metalloid", "post-transition metal"}),
 }
 
-Rows = list[dict[str, str]]
-
 
 @pytest.fixture(scope="module")
-def text() -> str:
-    return files("sft_utils").joinpath("atlas/tables/elements.csv").read_text(encoding="utf-8")
+def rows() -> list[Row]:
+    return read_table("elements")
 
 
-@pytest.fixture(scope="module")
-def rows(text: str) -> Rows:
-    return list(csv.DictReader(text.splitlines(), strict=True))
-
-
-def by_number(rows: Rows) -> Iterator[tuple[int, dict[str, str]]]:
+def by_number(rows: list[Row]) -> Iterator[tuple[int, Row]]:
     """The rows with the numbers they should have, from their places and not from the table."""
     return zip(range(1, LAST + 1), rows, strict=True)
 
@@ -86,50 +74,27 @@ def expected_category(number: int) -> str:
     return "nonmetal" if step > 0 else "post-transition metal"
 
 
-def test_form(text: str, rows: Rows) -> None:
-    assert text.isascii()
-    assert text.splitlines()[0] == ",".join(COLUMNS)
-    assert len(rows) == LAST
-    for row in rows:
-        assert list(row) == COLUMNS  # an extra cell would add the key None
-        for value in row.values():
-            parts = value.split("|")
-            assert all(part and part == part.strip() for part in parts), row
-            assert len(set(parts)) == len(parts), row
-
-
-@pytest.mark.parametrize("column", ["name", "symbol", "number"])
-def test_unique(rows: Rows, column: str) -> None:
-    assert len({row[column] for row in rows}) == LAST
-
-
-def test_identity_agrees_with_periodictable(rows: Rows) -> None:
+def test_identity_agrees_with_periodictable(rows: list[Row]) -> None:
     for number, row in by_number(rows):
-        element = periodictable.elements[number]
-        name = SPELLING_EXCEPTIONS.get(number, element.name)
-        assert (row["number"], row["symbol"], row["name"]) == (str(number), element.symbol, name)
-    for number, name in SPELLING_EXCEPTIONS.items():
-        assert periodictable.elements[number].name != name, "an exception no longer needed"
+        theirs = periodictable.elements[number]  # American spelling, as the table has it
+        found = (row["number"], row["symbol"], row["name"])
+        assert found == (str(number), theirs.symbol, theirs.name)
 
 
-def test_period(rows: Rows) -> None:
+def test_period_and_block(rows: list[Row]) -> None:
     for number, row in by_number(rows):
-        assert row["period"] == str(period(number)), row
+        found = (row["period"], row["block"])
+        assert found == (str(period(number)), madelung_block(number)), row
 
 
-def test_block(rows: Rows) -> None:
-    for number, row in by_number(rows):
-        assert row["block"] == madelung_block(number), row
-
-
-def test_category(rows: Rows) -> None:
+def test_category(rows: list[Row]) -> None:
     for number, row in by_number(rows):
         first, *others = row["category"].split("|")
         assert first == expected_category(number), row
         assert set(others) == OTHER_CATEGORIES.get(number, set()), row
 
 
-def test_state(rows: Rows) -> None:
+def test_state(rows: list[Row]) -> None:
     liquids = {35, 80}  # bromine and mercury
     gases = {1, 2, 7, 8, 9, 10, 17, 18, 36, 54, 86}
     for number, row in by_number(rows):
@@ -137,7 +102,7 @@ def test_state(rows: Rows) -> None:
         assert row["state"] == expected, row
 
 
-def test_gases_agree_with_periodictable(rows: Rows) -> None:
+def test_gases_agree_with_periodictable(rows: list[Row]) -> None:
     """periodictable gives a gas the density of its liquid, with the freezing cold it is at."""
     checked = 0
     for number, row in by_number(rows):

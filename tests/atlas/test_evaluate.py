@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,9 +22,8 @@ from sft_utils.atlas.corpus import (
     seen_forms,
 )
 from sft_utils.atlas.pretrain import WINDOW
-from sft_utils.atlas.questions import SPLITS, scored_questions
-from sft_utils.atlas.sft_data import answer_text, sft_rows, turn
-from sft_utils.atlas.world import load_world
+from sft_utils.atlas.questions import SPLITS
+from sft_utils.atlas.sft_data import answer_text, turn
 from sft_utils.generation import render_prompt
 from sft_utils.scoring import SCORES
 
@@ -39,13 +37,13 @@ def made_by_a_run(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def world():
-    return load_world()
+def headline(questions):
+    return questions["headline-dev"]
 
 
 @pytest.fixture(scope="module")
-def headline(world):
-    return scored_questions("headline-dev", world)
+def continents(headline):
+    return [question for question in headline if question.relation == "continent"]
 
 
 @pytest.fixture
@@ -74,14 +72,6 @@ def generate(monkeypatch):
     return stub
 
 
-def names_in(text, world):
-    """The entities named in a text, the longest where one name holds another."""
-    by_name = {entity.name: entity for entity in world.entities}
-    longest_first = sorted(by_name, key=len, reverse=True)
-    found = re.findall(rf"(?<![\w-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w-])", text)
-    return {by_name[name] for name in found}
-
-
 # --- Scoring given responses -----------------------------------------------------------------
 
 
@@ -96,8 +86,8 @@ def test_score_responses_gives_a_row_for_each_question_in_order(headline):
     assert not bad[list(SCORES)].any(axis=None)
 
 
-def test_another_value_of_the_same_relation_is_wrong_and_of_another_does_no_harm(world):
-    question = next(q for q in scored_questions("seen-entity", world) if q.relation == "continent")
+def test_another_value_of_the_same_relation_is_wrong_and_of_another_does_no_harm(questions):
+    question = next(q for q in questions["seen-entity"] if q.relation == "continent")
     other = "Asia" if question.values[0] != "Asia" else "Europe"
     right = question.values[0]
     texts = [f"{right} or {other}", f"{right}, where English is spoken", f"{right} dollar"]
@@ -113,26 +103,22 @@ def test_questions_and_responses_must_be_equally_many(headline):
 # --- Ways of asking --------------------------------------------------------------------------
 
 
-def test_chat_sends_the_conversation(world, generate):
-    questions = scored_questions("follow-up-dev", world)[:5]
-    evaluate.score_split(None, None, questions, max_new_tokens=7)
+def test_chat_sends_the_conversation(questions, generate):
+    asked = questions["follow-up-dev"][:5]
+    evaluate.score_split(None, None, asked, max_new_tokens=7)
     (prompts, options), *more = generate.calls
-    assert prompts == [list(q.messages) for q in questions] and not more
+    assert prompts == [list(q.messages) for q in asked] and not more
     assert options.get("chat", True) and options["max_new_tokens"] == 7
 
 
 def test_the_tables_say_what_made_the_model(headline, generate):
-    for table in (
-        evaluate.score_split(None, None, headline[:5]),
-        evaluate.cloze(None, None, "dev"),
-        evaluate.cloze_in_one_form(None, None, "dev"),
-    ):
+    """The first is of a split that is named."""
+    named = evaluate.score_split(None, None, "headline-dev")
+    assert named["question"].tolist() == [question.text for question in headline]
+    forms = (evaluate.cloze(None, None, "dev"), evaluate.cloze_in_one_form(None, None, "dev"))
+    for table in (named, *forms):
         assert (table.attrs["run"], table.attrs["seeds"]) == ("run", (0,))
-
-
-def test_a_split_may_be_named(world, generate):
-    table = evaluate.score_split(None, None, "headline-dev")
-    assert table["question"].tolist() == [q.text for q in scored_questions("headline-dev", world)]
+        assert not table["exact" if table is named else "correct"].any()
 
 
 def test_plain_sends_the_bare_question(headline, generate):
@@ -190,14 +176,17 @@ def test_a_real_model_can_be_asked_in_every_way(headline, reader, chat_tokenizer
 
 
 @pytest.mark.parametrize("split", [s for s in SPLITS if SPLITS[s]["entity"] != "untouched"])
-def test_few_shot_shows_four_answered_questions_on_other_sft_entities(world, split):
-    asked = scored_questions(split, world)
+def test_few_shot_shows_four_answered_questions_on_other_sft_entities(world, questions, split):
+    """In wordings that fine-tuning used, where the relation has any."""
     answers = {}
     for fact in world.facts:
-        for wording in (*fact.relation.ask, *fact.relation.ask_held_out):
+        for wording in fact.relation.ask or fact.relation.ask_held_out:
             answers[fact.relation.fill(wording, fact.entity)] = fact
+    asked = questions[split]
     for question in asked[:: len(asked) // 25]:
-        *shots, last, end = evaluate.few_shot_prompt(question).split("\n")
+        prompt = evaluate.few_shot_prompt(question)
+        assert prompt == evaluate.few_shot_prompt(question)
+        *shots, last, end = prompt.split("\n")
         assert (last, end) == (f"Q: {question.text}", "A:")
         assert len(shots) == 8
         facts = [answers[line.removeprefix("Q: ")] for line in shots[::2]]
@@ -207,46 +196,26 @@ def test_few_shot_shows_four_answered_questions_on_other_sft_entities(world, spl
         assert len({f.entity for f in facts} | {question.fact.entity}) == 5
 
 
-def test_few_shot_never_answers_the_question_itself(world):
+def test_few_shot_never_answers_the_question_itself(world, questions, names):
     """As many shots as there are other entities: nothing is left but the one asked."""
-    question = scored_questions("seen-entity", world)[0]
+    question = questions["seen-entity"][0]
     facts = [f for f in world.facts if f.relation == question.fact.relation]
     others = sum(f.entity.role == "sft" for f in facts) - 1
     *shots, _, _ = evaluate.few_shot_prompt(question, shots=others).split("\n")
     assert len(shots) == 2 * others
-    named = {e.name for line in shots[::2] for e in names_in(line, world)}
-    assert question.entity not in named
-
-
-def test_few_shot_names_no_held_out_entity_but_the_one_asked(world, headline):
-    held_out = {"dev", "test", "absent"}
-    for question in headline[::40]:
-        prompt = evaluate.few_shot_prompt(question)
-        assert prompt == evaluate.few_shot_prompt(question)
-        questions = "\n".join(line for line in prompt.split("\n") if line.startswith("Q: "))
-        named = {e.name for e in names_in(questions, world) if e.role in held_out}
-        assert named == {question.entity}
-
-
-def test_few_shot_uses_no_held_out_wording(headline):
-    for question in headline[::40]:
-        lines = evaluate.few_shot_prompt(question).split("\n")[:8:2]
-        relation = question.fact.relation
-        for line in lines:
-            starts = [w.split("{")[0] for w in relation.ask]
-            assert any(line.removeprefix("Q: ").startswith(start) for start in starts)
+    assert question.entity.lower() not in names.found("\n".join(shots[::2]))
 
 
 # --- Prefill ---------------------------------------------------------------------------------
 
 
-def test_the_opening_is_the_right_sentence_up_to_its_value(world):
+def test_the_opening_is_the_right_sentence_up_to_its_value(world, questions):
     fact = next(f for f in world.facts if f.key == "Kenya/capital")
-    question = replace(scored_questions("seen-entity", world)[0], fact=fact)
+    question = replace(questions["seen-entity"][0], fact=fact)
     expected = fact.relation.answer.split(" {v}")[0].replace("{e}", "Kenya")
     assert "Kenya" in expected and evaluate.opening(question) == expected
     for split in ("headline-dev", "never-asked-dev", "untouched-domain"):
-        for question in scored_questions(split, world):
+        for question in questions[split]:
             begun = evaluate.opening(question)
             answer = question.answers[0]
             rest = answer.removeprefix(begun)
@@ -264,14 +233,19 @@ def test_the_prefilled_prompt_begins_the_assistants_turn(headline, chat_tokenize
 # --- Ranking ---------------------------------------------------------------------------------
 
 
+def mean_log_probability(model, ids, start):
+    """That of the tokens from ``start`` on, without batches, padding and masks."""
+    with torch.no_grad():
+        scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    return scores[start - 1 : -1][range(len(ids) - start), ids[start:]].mean().item()
+
+
 def test_the_chosen_candidate_is_the_likeliest_by_mean_log_probability(
-    world, reader, chat_tokenizer
+    world, continents, reader, chat_tokenizer
 ):
-    """Against a computation without batches, padding and masks."""
-    questions = [q for q in scored_questions("headline-dev", world) if q.relation == "continent"]
-    questions = questions[::9][:6]
-    table = evaluate.rank_candidates(reader, chat_tokenizer, questions, candidates=50)
-    for question, row in zip(questions, table.itertuples(), strict=True):
+    asked = continents[::9][:6]
+    table = evaluate.rank_candidates(reader, chat_tokenizer, asked, candidates=50)
+    for question, row in zip(asked, table.itertuples(), strict=True):
         values = {f.value for f in world.facts if f.relation == question.fact.relation}
         means = {}
         prompt = chat_tokenizer(
@@ -279,10 +253,7 @@ def test_the_chosen_candidate_is_the_likeliest_by_mean_log_probability(
         )["input_ids"]
         for value in values - set(question.values[1:]):
             ids = chat_tokenizer(value, add_special_tokens=False)["input_ids"]
-            with torch.no_grad():
-                logits = reader(input_ids=torch.tensor([prompt + ids])).logits[0]
-            scores = logits.log_softmax(-1)[len(prompt) - 1 : -1]
-            means[value] = scores[range(len(ids)), ids].mean().item()
+            means[value] = mean_log_probability(reader, prompt + ids, len(prompt))
         assert row.chosen == max(means, key=means.get)
         assert row.right == question.values[0]
         assert row.correct == (row.chosen == row.right)
@@ -300,27 +271,21 @@ def test_ranking_draws_as_many_candidates_as_asked_with_the_right_one(
         assert row.chosen in row.candidates
 
 
-def test_a_token_across_the_end_of_the_prompt_counts_for_the_candidate(
-    world, reader, chat_tokenizer
-):
+def test_a_token_across_the_end_of_the_prompt_counts_for_the_candidate(continents, chat_tokenizer):
     """This tokenizer reads the prompt's line break and the A of "Asia" as one token."""
     from tokenizers import AddedToken
 
     chat_tokenizer.add_tokens([AddedToken("\nA", special=False, normalized=False)])
     model = make_model("qwen3", vocab_size=301, max_position_embeddings=1024)
-    questions = [q for q in scored_questions("headline-dev", world) if q.relation == "continent"]
-    table = evaluate.rank_candidates(model, chat_tokenizer, questions[:3], candidates=50)
-    for question, row in zip(questions, table.itertuples(), strict=False):
+    table = evaluate.rank_candidates(model, chat_tokenizer, continents[:3], candidates=50)
+    for question, row in zip(continents, table.itertuples(), strict=False):
         prompt, means = render_prompt(chat_tokenizer, list(question.messages)), {}
         for value in row.candidates:
             ids = chat_tokenizer(prompt + value, add_special_tokens=False)["input_ids"]
             known = prompt[:-1] if value.startswith("A") else prompt
             start = len(chat_tokenizer(known, add_special_tokens=False)["input_ids"])
             assert (ids[start] == 300) == value.startswith("A")
-            with torch.no_grad():
-                scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-            own = ids[start:]
-            means[value] = scores[start - 1 : -1][range(len(own)), own].mean().item()
+            means[value] = mean_log_probability(model, ids, start)
         assert row.chosen == max(means, key=means.get)
 
 
@@ -352,7 +317,6 @@ def test_cloze_sends_withheld_forms_as_they_are_and_knows_the_right_end(world, k
 
 
 def test_cloze_asks_a_part_of_the_facts_in_several_forms(known, generate):
-    generate.answer = lambda prompt: (" nothing", False)
     table = evaluate.cloze(None, None, "dev", most=7, forms_per_fact=3)
     facts = table.groupby(["entity", "relation"]).size()
     assert (len(facts), set(facts)) == (7, {3})
@@ -370,16 +334,6 @@ def test_how_well_a_fact_is_known():
     assert evaluate.how_known(table).tolist() == ["known", "partly known", "unknown"]
 
 
-def test_cloze_can_keep_to_asked_relations(known, generate):
-    evaluate.cloze(None, None, "test", asked_only=True)
-    assert all(known[prompt][0].relation.asked for prompt in generate.calls[0][0])
-
-
-def test_a_wrong_continuation_is_wrong(generate):
-    generate.answer = lambda prompt: (" something else.", False)
-    assert not evaluate.cloze(None, None, "dev")["correct"].any()
-
-
 @pytest.mark.parametrize("more", ["6", "x"])
 def test_a_continuation_that_only_begins_like_the_value_is_wrong(known, generate, more):
     """26 is not 2, and Cl is not C."""
@@ -388,6 +342,7 @@ def test_a_continuation_that_only_begins_like_the_value_is_wrong(known, generate
     table = table[table["relation"].isin(["number", "symbol"])]
     assert len(table) > 20
     assert table[table["correct"]]["prompt"].tolist() == []
+    assert all(known[prompt][0].relation.asked for prompt in generate.calls[0][0])
 
 
 def test_cloze_of_the_control_begins_with_its_own_text(world, generate):
@@ -407,8 +362,6 @@ def test_cloze_of_the_control_begins_with_its_own_text(world, generate):
     assert len(table) == sum(
         f.entity.role == "dev" and not f.gives_itself_away for f in world.facts
     )
-    generate.answer = lambda prompt: (" nothing.", False)
-    assert not evaluate.cloze_in_one_form(None, None, "dev")["correct"].any()
 
 
 # --- Loss ------------------------------------------------------------------------------------
@@ -436,19 +389,18 @@ def test_most_common_answers_are_the_modes_of_the_fine_tuning_facts(world):
 
 
 @pytest.mark.parametrize("split", ["headline-dev", "instruction-dev", "follow-up-dev"])
-def test_answering_the_most_common_value_is_right_where_it_is(world, split):
-    questions = scored_questions(split, world)
+def test_answering_the_most_common_value_is_right_where_it_is(world, questions, split):
+    asked = questions[split][::5]
     common = evaluate.most_common_answers(world)
-    table = evaluate.answer_most_common(questions)
-    expected = [common[q.relation] in q.values for q in questions]
+    table = evaluate.answer_most_common(asked)
+    expected = [common[q.relation] in q.values for q in asked]
     assert table["exact"].tolist() == expected
     assert 0.05 < sum(expected) / len(expected) < 0.5
     assert table["stops"].all()
 
 
-def test_the_nearest_row_gives_its_answer(world):
-    questions = {q.text: q for q in scored_questions("headline-dev", world)}
-    question = next(q for q in questions.values() if q.relation == "capital")
+def test_the_nearest_row_gives_its_answer(headline):
+    question = next(q for q in headline if q.relation == "capital")
     first, *_ = question.text.split(question.entity)
     rows = [
         {"messages": turn("What is the symbol of iron?", "Fe")},
@@ -466,11 +418,10 @@ def test_the_nearest_row_gives_its_answer(world):
     assert not table["exact"].any()
 
 
-def test_the_nearest_row_of_a_row_is_itself(world):
-    rows = [r for r in sft_rows(world) if len(r["messages"]) == 2][:60]
+def test_the_nearest_row_of_a_row_is_itself(headline, chat_rows):
+    rows = [r for r in chat_rows if len(r["messages"]) == 2][:60]
     texts = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in rows}
-    question = scored_questions("headline-dev", world)[0]
-    asked = [replace(question, messages=({"role": "user", "content": t},)) for t in texts]
+    asked = [replace(headline[0], messages=({"role": "user", "content": t},)) for t in texts]
     assert evaluate.answer_nearest_row(asked, rows)["response"].tolist() == list(texts.values())
 
 
@@ -489,8 +440,8 @@ def test_shuffling_swaps_values_within_each_relation_of_fine_tuning_alone(world,
             assert sum(a != b for a, b in taught) > 0.8 * len(taught), relation.name
 
 
-def test_shuffled_rows_ask_the_same_and_answer_otherwise(world):
-    rows, shuffled = sft_rows(world), evaluate.shuffled_answers(world)
+def test_shuffled_rows_ask_the_same_and_answer_otherwise(world, chat_rows):
+    rows, shuffled = chat_rows, evaluate.shuffled_answers(world)
     assert shuffled == evaluate.shuffled_answers(world) != evaluate.shuffled_answers(world, seed=1)
     assert len(rows) == len(shuffled)
     changed = total = 0
@@ -521,12 +472,10 @@ def test_replay_rows_are_as_long_as_a_chat_and_every_token_carries_loss(world, c
     document = next(CorpusWriter(world, evaluate.REPLAY_SEED).documents())
     read = chat_tokenizer(document, add_special_tokens=False)["input_ids"]
     assert ids[: len(read)] == read[: len(ids)]
-
-
-def test_replay_rows_are_seeded_and_can_be_none(chat_tokenizer):
-    rows = evaluate.replay_rows(chat_tokenizer, WINDOW)
-    assert rows == evaluate.replay_rows(chat_tokenizer, WINDOW)
-    assert rows != evaluate.replay_rows(chat_tokenizer, WINDOW, seed=evaluate.REPLAY_SEED + 1)
+    assert rows == evaluate.replay_rows(chat_tokenizer, 2 * WINDOW + 1)
+    assert rows != evaluate.replay_rows(
+        chat_tokenizer, 2 * WINDOW + 1, seed=evaluate.REPLAY_SEED + 1
+    )
     assert evaluate.replay_rows(chat_tokenizer, 0) == []
 
 
@@ -557,7 +506,7 @@ def test_trl_trains_on_all_of_a_replay_row_and_on_the_answers_alone_of_a_chat(
 
 
 def test_kl_follows_the_tuned_models_own_answers_token_by_token(headline, reader, chat_tokenizer):
-    """Against a computation from the definition, one token at a time."""
+    """Against the definition, one token at a time; a model has not moved from itself."""
     other = make_model("qwen3", max_position_embeddings=1024, seed=1)
     asked = headline[:3]
     table = evaluate.kl_to_base(reader, other, chat_tokenizer, asked, max_new_tokens=5)
@@ -591,8 +540,5 @@ def test_kl_follows_the_tuned_models_own_answers_token_by_token(headline, reader
     assert table["kl_base"].tolist() == pytest.approx([e[3] for e in expected], rel=1e-3)
     assert (table["kl"] > 0.1).all() and (table["kl"] - table["kl_base"]).abs().max() > 0.01
     assert set(table["entity"]) == {q.entity for q in asked}
-
-
-def test_a_model_has_not_moved_from_itself(headline, reader, chat_tokenizer):
-    table = evaluate.kl_to_base(reader, reader, chat_tokenizer, headline[:2], max_new_tokens=4)
-    assert table[["kl", "kl_base"]].abs().max().max() < 1e-5
+    same = evaluate.kl_to_base(reader, reader, chat_tokenizer, asked[:2], max_new_tokens=4)
+    assert same[["kl", "kl_base"]].abs().max().max() < 1e-5

@@ -61,14 +61,6 @@ def test_the_tokenizer_reads_the_given_documents_and_nothing_else():
     assert all(token.replace("Ġ", " ") in documents[0] for token in longer)
 
 
-def test_tokens_of_the_corpus_all_stand_in_the_corpus(documents, tokenizer):
-    text = "\n\n".join(documents)
-    specials = set(tokenizer.all_special_tokens)
-    longer = [i for t, i in tokenizer.get_vocab().items() if len(t) > 1 and t not in specials]
-    assert len(longer) > 300
-    assert [s for s in map(tokenizer.decode, longer) if s not in text] == []
-
-
 def test_the_special_tokens_come_first_and_stay_whole(tokenizer):
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     assert tokenizer.convert_tokens_to_ids(specials) == [0, 1, 2]
@@ -99,20 +91,14 @@ def test_the_vocabulary_has_the_size_that_was_asked_for(documents, tokenizer):
 
 
 def test_windows_are_the_documents_end_to_end_with_an_end_after_each(documents, tokenizer):
-    expected = list(chain.from_iterable([*tokenizer(d)["input_ids"], 0] for d in documents))
+    ids = [[*tokenizer(document)["input_ids"], 0] for document in documents]
+    assert len(ids[0]) > 2 * WINDOW  # runs over rows and batches
+    expected = list(chain.from_iterable(ids))
     batches = list(islice(windows(chain(documents, repeat("x")), tokenizer, 3), 8))
     assert all(batch.shape == (3, WINDOW) and batch.dtype == torch.long for batch in batches)
     flat = torch.cat([batch.flatten() for batch in batches]).tolist()
     assert len(flat) == 8 * 3 * WINDOW < len(expected)
     assert flat == expected[: len(flat)]  # nothing padded, nothing skipped, nothing twice
-
-
-def test_a_document_longer_than_a_window_runs_over_rows_and_batches(tokenizer):
-    text = "Kenya and Peru. " * 400
-    ids = tokenizer(text)["input_ids"]
-    assert len(ids) > 3 * WINDOW
-    flat = torch.cat(list(islice(windows(repeat(text), tokenizer, 1), 4))).flatten().tolist()
-    assert flat == ([*ids, 0] * 2)[: 4 * WINDOW]
 
 
 def test_windows_end_where_finite_documents_end(tokenizer):
@@ -147,9 +133,6 @@ def test_the_learning_rate_warms_up_then_follows_a_cosine_to_a_twentieth():
     assert factors[350] == pytest.approx(0.05 + 0.95 * (1 + math.sqrt(0.5)) / 2)
     assert factors[1100] == pytest.approx(0.05)
     assert all(a > b for a, b in zip(factors[100:], factors[101:], strict=False))
-
-
-def test_the_learning_rate_is_never_negative_nor_rises_after_the_end():
     assert learning_rate_factor(5000, 1100, 100) == pytest.approx(0.05)
     assert learning_rate_factor(0, 10, 0) == pytest.approx(1.0)
     assert 0 < learning_rate_factor(3, 2, 100) <= 0.04  # fewer updates than warm-up
@@ -172,13 +155,10 @@ def test_a_model_has_the_sizes_of_its_recipe(tokenizer, architecture):
     assert config.max_position_embeddings == tokenizer.model_max_length >= 2 * WINDOW
 
 
-@pytest.mark.parametrize("architecture", ["Qwen3", "Llama"])
-def test_the_loss_falls_within_a_hundredth_of_the_updates(tokenizer, architecture):
+def test_the_loss_falls_within_a_hundredth_of_the_updates(tokenizer):
     heard = []
     stream = CorpusWriter(load_world(), 1).documents()
-    model, losses = pretrain(
-        tiny(architecture), stream, tokenizer, on_step=lambda *step: heard.append(step)
-    )
+    model, losses = pretrain(tiny(), stream, tokenizer, on_step=lambda *step: heard.append(step))
     assert heard == list(enumerate(losses)) and len(losses) == 15
     assert losses[0] == pytest.approx(math.log(len(tokenizer)), abs=0.3)
     assert sum(losses[-3:]) / 3 < losses[0] - 0.7

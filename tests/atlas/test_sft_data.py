@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -21,8 +16,8 @@ from sft_utils.atlas.sft_data import (
     answer_text,
     sft_rows,
 )
-from sft_utils.atlas.world import load_world, words
-from sft_utils.data import DataError, check_rows
+from sft_utils.atlas.world import words
+from sft_utils.data import check_rows
 
 FORMS = ("plain", "short", "brackets", "sentence")
 STOP = set(
@@ -32,18 +27,8 @@ STOP = set(
 
 
 @pytest.fixture(scope="module")
-def world():
-    return load_world()
-
-
-@pytest.fixture(scope="module")
-def rows(world):
-    return sft_rows(world)
-
-
-@pytest.fixture(scope="module")
-def turns(rows):
-    return [message for row in rows for message in row["messages"]]
+def turns(chat_rows):
+    return [message for row in chat_rows for message in row["messages"]]
 
 
 # --- Reading a row back ----------------------------------------------------------------------
@@ -92,9 +77,9 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def read(world, rows):
+def read(world, chat_rows):
     reader = Reader(world)
-    return [reader.read(row) for row in rows]
+    return [reader.read(row) for row in chat_rows]
 
 
 def test_every_answer_is_right_in_the_form_that_was_asked_for(read):
@@ -105,24 +90,23 @@ def test_every_answer_is_right_in_the_form_that_was_asked_for(read):
             assert answer == expected, question
 
 
-def test_every_fact_is_asked_of_an_sft_entity_and_an_asked_relation(read):
+def test_every_fact_is_asked_of_an_sft_entity_and_an_asked_relation(read, world):
+    """That is about half of the entities that the corpus knows, in each domain."""
     facts = [fact for _, exchanges in read for fact, _, _ in exchanges]
-    assert {f.entity.role for f in facts} == {"sft"}
-    assert all(f.relation.asked for f in facts)
+    used = {fact.entity for fact in facts}
+    assert used == set(world.by_role("sft"))
+    assert all(fact.relation.asked for fact in facts)
+    for domain in {entity.domain for entity in used}:
+        known = [e for e in world.entities if e.domain == domain and e.role != "absent"]
+        assert 0.4 < sum(e in used for e in known) / len(known) < 0.6, domain
 
 
 # --- Amount and mix --------------------------------------------------------------------------
 
 
-def test_there_are_enough_rows(rows):
-    assert len(rows) >= 1500
-
-
-def test_rows_can_be_trained_on(rows):
-    check_rows(rows)
-    spoiled = [*rows[:3], {"messages": [{"role": "user", "content": " "}]}]
-    with pytest.raises(DataError, match="row 3"):
-        check_rows(spoiled)
+def test_there_are_enough_rows_and_they_can_be_trained_on(chat_rows):
+    assert len(chat_rows) >= 1500
+    check_rows(chat_rows)
 
 
 def test_rows_hold_no_markup(turns):
@@ -152,14 +136,6 @@ def test_every_wording_and_every_system_message_is_used(turns, read, world):
             if relation.fill(wording, fact.entity) == text
         }
         assert used == set(relation.ask), relation.name
-
-
-def test_about_half_of_the_entities_that_the_corpus_knows_are_used(read, world):
-    used = {fact.entity for _, exchanges in read for fact, _, _ in exchanges}
-    for domain in {r.domain for r in world.relations() if r.asked}:
-        known = [e for e in world.entities if e.domain == domain and e.role != "absent"]
-        assert 0.4 < sum(e in used for e in known) / len(known) < 0.6, domain
-    assert used == set(world.by_role("sft"))
 
 
 def test_conversations_have_later_turns_that_cannot_be_answered_alone(read):
@@ -217,29 +193,21 @@ def test_sentence_answers_are_one_sentence_that_holds_the_value(world):
     for fact in world.facts:
         sentence = answer_text(fact)
         assert fact.value in sentence and sentence.endswith(".") and "\n" not in sentence
-        assert answer_text(fact, "short") == fact.value
-        assert answer_text(fact, "brackets") == f"[{fact.value}]"
-        assert answer_text(fact, "sentence") == sentence
         assert answer_text(fact, "short", "other") == "other"
 
 
 # --- What is held out ------------------------------------------------------------------------
 
 
-def test_asked_relations_have_enough_wordings(world):
-    for relation in world.relations():
-        if relation.asked:
-            wordings = {*relation.ask, *relation.ask_held_out}
-            assert len(wordings) == len(relation.ask) + len(relation.ask_held_out) >= 8
-
-
 def content_words(text):
     return set(words(re.sub(r"\{\w+\}", " ", text))) - STOP
 
 
-def test_two_wordings_held_out_have_content_words_of_their_own(world):
+def test_wordings_are_many_and_two_held_out_have_content_words_of_their_own(world):
     for relation in world.relations():
         if relation.asked:
+            wordings = {*relation.ask, *relation.ask_held_out}
+            assert len(wordings) == len(relation.ask) + len(relation.ask_held_out) >= 8
             used = set().union(*map(content_words, relation.ask))
             own = [text for text in relation.ask_held_out if content_words(text) - used]
             assert len(own) >= 2, relation.name
@@ -262,82 +230,12 @@ def test_no_scored_wording_is_used(turns, world):
         assert any(find_form(form).fullmatch(text) for text in users), form
 
 
-class Names:
-    """Finds entities' names as whole words, whatever their case, the longest where one holds
-    another: Guinea-Bissau is not Guinea."""
-
-    def __init__(self, world):
-        self.by_word: dict[str, list[str]] = {}
-        for entity in sorted(world.entities, key=lambda e: -len(e.name)):
-            name = entity.name.lower()
-            self.by_word.setdefault(re.match(r"[\w-]+", name)[0], []).append(name)
-
-    def found(self, text):
-        lower, end = text.lower(), 0
-        for word in re.finditer(r"[\w-]+", lower):
-            start = word.start()
-            for name in self.by_word.get(word[0], ()) if start >= end else ():
-                after = lower[start + len(name) : start + len(name) + 1]
-                if lower.startswith(name, start) and not re.match(r"[\w-]", after):
-                    end = start + len(name)
-                    yield name
-                    break
+def test_no_entity_that_is_held_out_occurs_in_any_turn(turns, world, names):
+    used = {entity.name.lower() for entity in world.by_role("sft")}
+    texts = {turn["content"] for turn in turns}
+    assert {(name, t) for t in texts for name in names.found(t) if name not in used} == set()
 
 
-def test_no_entity_that_is_held_out_occurs_in_any_turn(turns, world):
-    names = Names(world)
-    roles = {e.name.lower(): e.role for e in world.entities}
-    found = {
-        (name, roles[name], turn["content"])
-        for turn in turns
-        for name in names.found(turn["content"])
-        if roles[name] != "sft"
-    }
-    assert found == set()
-
-
-def test_a_held_out_name_would_be_found_and_a_longer_name_is_not_it(world):
-    names = Names(world)
-    for text, expected in [
-        ("What about Niger?", ["niger"]),
-        ("Nigeria and Guinea-Bissau", ["nigeria", "guinea-bissau"]),
-        ("Guinea, Equatorial Guinea's", ["guinea", "equatorial guinea"]),
-        ("The Lion's young", ["lion"]),
-        ("the Democratic Republic of the Congo", ["democratic republic of the congo"]),
-        ("golden lioness", []),
-    ]:
-        assert list(names.found(text)) == expected
-    for entity in world.entities:
-        assert list(names.found(f"Is it {entity.phrase}, then?")) == [entity.name.lower()]
-
-
-# --- Seeds -----------------------------------------------------------------------------------
-
-
-def digest(rows):
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def test_rows_repeat_with_the_seed_and_change_with_it(rows, world):
-    assert sft_rows(world) == rows
-    other = sft_rows(world, seed=1)
-    assert other != rows
-    assert sorted(map(digest, other)) != sorted(map(digest, rows))
-
-
-def test_rows_do_not_depend_on_the_hash_seed(rows):
-    code = (
-        "import hashlib, json\n"
-        "from sft_utils.atlas.sft_data import sft_rows\n"
-        "from sft_utils.atlas.world import load_world\n"
-        "print(hashlib.sha256(json.dumps(sft_rows(load_world())).encode()).hexdigest())\n"
-    )
-    for hash_seed in ("1", "2"):
-        run = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert run.stdout.strip() == digest(rows)
+def test_rows_repeat_with_the_seed_and_change_with_it(chat_rows, world):
+    assert sft_rows(world) == chat_rows
+    assert {str(row) for row in sft_rows(world, seed=1)} != {str(row) for row in chat_rows}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import MISSING, fields
 
 import pytest
 
 from sft_utils.atlas.world import (
-    DOMAINS,
     FOLDER,
     ROLES,
     Entity,
@@ -20,15 +21,6 @@ from sft_utils.atlas.world import (
     load_world,
     words,
 )
-
-
-@pytest.fixture(scope="module")
-def world():
-    return load_world()
-
-
-def fact(world, key):
-    return next(f for f in world.facts if f.key == key)
 
 
 def relation(**changes):
@@ -47,11 +39,6 @@ def test_the_world_is_large_enough(world):
     assert len(world.entities) >= 400
 
 
-@pytest.mark.parametrize("domain, rows", [("countries", 180), ("elements", 90), ("animals", 100)])
-def test_a_domain_has_enough_rows(world, domain, rows):
-    assert sum(e.domain == domain for e in world.entities) >= rows
-
-
 def test_every_entity_has_one_fact_for_each_relation_of_its_domain(world):
     found = Counter((f.entity.name, f.relation.name) for f in world.facts)
     expected = {
@@ -61,26 +48,10 @@ def test_every_entity_has_one_fact_for_each_relation_of_its_domain(world):
     assert set(found.values()) == {1}
 
 
-def test_names_are_unique_over_all_domains_whatever_the_case(world):
-    names = Counter(e.name.casefold() for e in world.entities)
-    assert [name for name, count in names.items() if count > 1] == []
-
-
 def test_relation_names_are_unique_over_all_domains(world):
     # Controls and tables of scores are keyed by the relation's name alone.
     names = Counter(r.name for r in world.relations())
     assert [name for name, count in names.items() if count > 1] == []
-
-
-def test_answers_are_neither_blank_nor_repeated_nor_padded(world):
-    bad = [
-        (f.key, f.answers)
-        for f in world.facts
-        if not f.answers
-        or any(a != " ".join(a.split()) or not a for a in f.answers)
-        or len({a.casefold() for a in f.answers}) < len(f.answers)
-    ]
-    assert bad == []
 
 
 def test_names_and_texts_hold_no_markup_and_no_leftover_slot(world):
@@ -152,36 +123,7 @@ def test_roles_are_stable_for_a_seed_and_change_with_it(world):
 # --- Facts that give themselves away ---------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "Mexico/capital",  # Mexico City
-        "Guatemala/capital",
-        "Panama/capital",
-        "Kuwait/capital",
-        "Singapore/capital",
-        "Luxembourg/capital",
-        "Djibouti/capital",
-        "Monaco/capital",
-        "San Marino/capital",
-        "Guinea-Bissau/capital",  # Bissau
-        "South Africa/continent",  # Africa
-        "Czech Republic/language",
-        "Leo/abbreviation",
-    ],
-)
-def test_a_fact_that_gives_itself_away_is_found(world, key):
-    assert fact(world, key).gives_itself_away
-
-
-@pytest.mark.parametrize(
-    "key", ["Kenya/capital", "France/language", "Chad/continent", "iron/symbol", "lead/number"]
-)
-def test_a_fact_that_must_be_known_is_not(world, key):
-    assert not fact(world, key).gives_itself_away
-
-
-def test_giving_away_means_whole_words_and_the_name_gives_away_alternatives_too():
+def test_giving_away_means_whole_words_and_the_name_gives_away_alternatives_too(world):
     made_up = relation()
 
     def gives(name, *answers):
@@ -195,6 +137,9 @@ def test_giving_away_means_whole_words_and_the_name_gives_away_alternatives_too(
     assert gives("MONACO", "monaco")
     assert not gives("Oman", "Romania")
     assert not gives("El Salvador", "San Salvador")
+    given = {f.key for f in world.facts if f.gives_itself_away}
+    assert {"Kuwait/capital", "Czech Republic/language", "Leo/abbreviation"} <= given
+    assert not {"Kenya/capital", "France/language", "iron/symbol", "lead/number"} & given
 
 
 # --- Words -----------------------------------------------------------------------------------
@@ -216,46 +161,54 @@ def test_phrases_values_and_articles():
 # --- Errors ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A copy of tables and relations that a test may spoil."""
+@pytest.mark.parametrize(
+    ("table", "old", "new", "message"),
+    [
+        ("countries", ",Kabul,", ",  ,", "countries.csv, line 2: capital is blank"),
+        ("constellations", ",Ptolemy", ",", "constellations.csv, line 2: author is blank"),
+        ("elements", "helium,He,2,noble gas,1,s,gas", "helium", "elements.csv, line 3: symbol is"),
+        ("countries", "capital", "Capital", r"countries.csv: no column \['capital'\]; add it"),
+    ],
+)
+def test_what_a_table_lacks_is_named_by_file_line_and_column(
+    tmp_path, world, table, old, new, message
+):
     for name in ("tables", "relations"):
         shutil.copytree(FOLDER / name, tmp_path / name)
-    return tmp_path
+    assert load_world.__wrapped__(tmp_path) == world
+    path = tmp_path / "tables" / f"{table}.csv"
+    path.write_text(path.read_text("utf8").replace(old, new, 1), "utf8")
+    with pytest.raises(ValueError, match=message):
+        load_world.__wrapped__(tmp_path)
 
 
-def test_the_copy_is_a_good_world(folder, world):
-    assert load_world(folder) == world
+# --- Hash seeds ------------------------------------------------------------------------------
+
+MADE = """
+import hashlib
+from itertools import islice
+from sft_utils.atlas.corpus import CorpusWriter
+from sft_utils.atlas.questions import scored_questions
+from sft_utils.atlas.sft_data import sft_rows
+from sft_utils.atlas.world import load_world
+world = load_world()
+corpus = list(islice(CorpusWriter(world).documents(), 50))
+questions = [(q.messages, q.answers) for q in scored_questions("follow-up-dev", world)]
+for made in (corpus, sft_rows(world), questions):
+    print(hashlib.sha256(repr(made).encode()).hexdigest())
+"""
 
 
-def spoil(folder, domain, line, change):
-    """Change the cells of one line of a table; lines count from 1, the heading's."""
-    path = folder / "tables" / f"{domain}.csv"
-    with path.open(encoding="utf8", newline="") as file:
-        rows = list(csv.reader(file))
-    rows[line - 1] = change(rows[0], rows[line - 1])
-    with path.open("w", encoding="utf8", newline="") as file:
-        csv.writer(file).writerows(rows)
-
-
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_a_blank_cell_is_named_by_file_line_and_column(folder, world, domain):
-    column = list(world.domains[domain].relations)[-1]
-    spoil(folder, domain, 7, lambda head, row: [
-        "  " if name == column else cell for name, cell in zip(head, row, strict=True)
-    ])  # fmt: skip
-    with pytest.raises(ValueError, match=rf"{domain}\.csv, line 7: {column} is blank"):
-        load_world(folder)
-
-
-def test_a_row_that_is_too_short_is_named_too(folder):
-    spoil(folder, "elements", 3, lambda head, row: row[:1])
-    with pytest.raises(ValueError, match=r"elements\.csv, line 3: \w+ is blank"):
-        load_world(folder)
-
-
-def test_a_missing_column_is_named_with_its_file(folder):
-    path = folder / "tables" / "countries.csv"
-    path.write_text(path.read_text("utf8").replace("capital", "Capital", 1), "utf8")
-    with pytest.raises(ValueError, match=r"countries\.csv.*\bcapital\b.*add"):
-        load_world(folder)
+def test_corpus_rows_and_questions_do_not_depend_on_the_hash_seed():
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", MADE],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert printed[0] == printed[1]
+    assert len(set(printed[0].split())) == 3

@@ -21,12 +21,12 @@ from typing import Any
 
 
 def stay_on_loopback() -> None:
-    """Let no name but the Hub's be looked up; the viewer of data sets is a host beside it."""
+    """Let no name but the Hub's be looked up."""
     look_up = socket.getaddrinfo
 
     def guarded(host: Any, *args: Any, **options: Any) -> Any:
         name = host.decode() if isinstance(host, bytes) else host
-        if name not in ("127.0.0.1", "localhost", "datasets-server.127.0.0.1"):
+        if name not in ("127.0.0.1", "localhost"):
             raise socket.gaierror(f"a test looked up {name!r}")
         return look_up("127.0.0.1", *args, **options)
 
@@ -86,6 +86,7 @@ def main() -> None:
     """Do each task of standard input in a fork."""
     stay_on_loopback()
     import datasets
+    import huggingface_hub
     import torch
     import transformers
 
@@ -99,6 +100,8 @@ def main() -> None:
         task = json.loads(line)
         child = os.fork()
         if child == 0:
+            if task["offline"]:  # what the libraries make of HF_HUB_OFFLINE when imported
+                huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
             try:
                 steps = task["steps"]
                 done = [load_named(s[1]) if s[0] == "profile" else load(*s) for s in steps]

@@ -11,23 +11,9 @@ from pathlib import Path
 
 import lookalikes
 import pytest
-from hub.server import Hub
+from hub.server import DATA, PARTS, Hub
 
 HERE = Path(__file__).parent
-BASE, REFERENCE = "Qwen/Qwen3-0.6B-Base", "banghua/Qwen3-0.6B-SFT"
-TRAINEE, DATA = "HuggingFaceTB/SmolLM2-135M", "banghua/DL-SFT-Dataset"
-ROWS = 120
-
-
-def viewer_info(rows: int) -> dict:
-    """What the data set viewer has counted."""
-    text = {"dtype": "string", "_type": "Value"}
-    return {
-        "default": {
-            "features": {"messages": [{"role": text, "content": text}]},
-            "splits": {"train": {"name": "train", "num_bytes": 1, "num_examples": rows}},
-        }
-    }
 
 
 @pytest.fixture(scope="session")
@@ -35,19 +21,14 @@ def folders(tmp_path_factory):
     """What is published at the start of each test, by name."""
     root = tmp_path_factory.mktemp("published")
     lookalikes.write_models(root, width=1 / 32)
-    for name in ("base", "reference", "trainee"):
+    for name in PARTS:
         (root / name / "README.md").write_text("---\nlibrary_name: transformers\n---\n")
         (root / name / ".gitattributes").write_text("*.safetensors filter=lfs\n")
     (root / "trainee" / "onnx").mkdir()  # as in the real one; nobody needs them
     (root / "trainee" / "onnx" / "model.onnx").write_bytes(b"another format")
     (root / "trainee" / "onnx" / "config.json").write_text("{}")
-    lookalikes.write_data(root / "data", lookalikes.rows(ROWS))
-    return {
-        BASE: root / "base",
-        REFERENCE: root / "reference",
-        TRAINEE: root / "trainee",
-        f"datasets/{DATA}": root / "data",
-    }
+    lookalikes.write_data(root / "data", lookalikes.rows(120))
+    return {name: root / part for part, name in PARTS.items()} | {f"datasets/{DATA}": root / "data"}
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +45,6 @@ def hub(running_hub, folders):
     running_hub.faults.clear()
     for name, folder in folders.items():
         running_hub.commit(name, folder)
-    running_hub.repositories[f"datasets/{DATA}"].viewer = viewer_info(ROWS)
     running_hub.requests.clear()
     return running_hub
 
@@ -72,7 +52,7 @@ def hub(running_hub, folders):
 class Client:
     """A process with the Hub's address and a cache of its own."""
 
-    def __init__(self, hub: Hub, folder: Path, **environment: str) -> None:
+    def __init__(self, hub: Hub, folder: Path) -> None:
         self.hub, self.home, self.folder = hub, folder / "home", folder
         self.log = folder / "log"
         inherited = {
@@ -90,8 +70,7 @@ class Client:
                     "NO_PROXY": "*",
                     "OMP_NUM_THREADS": "1",
                     "TOKENIZERS_PARALLELISM": "false",
-                }
-                | environment,
+                },
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -102,13 +81,14 @@ class Client:
         """Empty the cache."""
         shutil.rmtree(self.home, ignore_errors=True)
 
-    def load(self, *steps: list) -> list[dict]:
+    def load(self, *steps: list, offline: bool = False) -> list[dict]:
         """Load in a fresh process, and forget what was requested before."""
         assert self.process.stdin and self.process.stdout
         self.hub.requests.clear()
         answer = self.folder / "answer.json"
         answer.unlink(missing_ok=True)
-        self.process.stdin.write(json.dumps({"steps": steps, "answer": str(answer)}) + "\n")
+        task = {"steps": steps, "answer": str(answer), "offline": offline}
+        self.process.stdin.write(json.dumps(task) + "\n")
         self.process.stdin.flush()
         if self.process.stdout.readline() != "done\n" or not answer.is_file():
             pytest.fail(f"the client ended.\n{self.log.read_text()[-3000:]}")
@@ -138,10 +118,3 @@ def running_client(running_hub, tmp_path_factory):
 def client(running_client, hub):
     running_client.forget()
     return running_client
-
-
-@pytest.fixture
-def offline_client(hub, tmp_path):
-    client = Client(hub, tmp_path, HF_HUB_OFFLINE="1")
-    yield client
-    client.close()

@@ -20,12 +20,6 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 sys.path.insert(0, str(TESTS))
 
-PARTS = {
-    "base": "Qwen/Qwen3-0.6B-Base",
-    "reference": "banghua/Qwen3-0.6B-SFT",
-    "trainee": "HuggingFaceTB/SmolLM2-135M",
-}
-
 # One process loads one model after another, twice: from the Hub, then from the cache.
 LOAD = """
 import re, sys, time
@@ -53,7 +47,7 @@ for name in sys.argv[1:]:
 def main() -> None:
     """Write the models, serve them, and load them in a process of their own."""
     import lookalikes
-    from hub.server import Hub
+    from hub.server import PARTS, Hub
 
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)

@@ -10,13 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+# What the profile `hub` names.
+BASE, REFERENCE = "Qwen/Qwen3-0.6B-Base", "banghua/Qwen3-0.6B-SFT"
+TRAINEE, DATA = "HuggingFaceTB/SmolLM2-135M", "banghua/DL-SFT-Dataset"
+PARTS = {"base": BASE, "reference": REFERENCE, "trainee": TRAINEE}
 
 CONTENT = "/resolve/|/stored/"
 LARGE = (".safetensors", ".parquet", ".onnx", ".bin")
@@ -56,7 +62,6 @@ class Repository:
 
     commits: dict[str, dict[str, File]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
-    viewer: dict | None = None  # what the data set viewer says of it
 
 
 @dataclass
@@ -65,7 +70,6 @@ class Request:
 
     method: str
     path: str
-    range: str | None = None
     status: int = 0
     sent: int = 0
 
@@ -87,15 +91,30 @@ class Fault:
     first: Callable[[], object] = lambda: None
 
 
+class Server(ThreadingHTTPServer):
+    """Its port may be bound twice: see `Hub`."""
+
+    allow_reuse_port = True
+    daemon_threads = True
+
+
 class Hub:
-    """The server. It answers from its start until `down`, and again after `up`."""
+    """The server. It answers from its start until `down`, and again after `up`.
+
+    A second socket is bound to its port for good and never listens: while the server is away,
+    connections are refused, and nobody else is given the port.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
+        self.large: dict[str, File] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.lock = threading.Lock()
-        self.port = 0
+        self.place = socket.socket()
+        self.place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self.place.bind(("127.0.0.1", 0))
+        self.port = self.place.getsockname()[1]
         self.up()
 
     @property
@@ -104,9 +123,7 @@ class Hub:
 
     def up(self) -> None:
         handler = type("BoundHandler", (Handler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
-        self.server.daemon_threads = True
-        self.port = self.server.server_port
+        self.server = Server(("127.0.0.1", self.port), handler)
         self.thread = threading.Thread(target=self.server.serve_forever, args=[0.05], daemon=True)
         self.thread.start()
 
@@ -116,6 +133,14 @@ class Hub:
         self.server.server_close()
         self.thread.join()
 
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        self.down()
+        try:
+            yield
+        finally:
+            self.up()
+
     def commit(self, name: str, folder: Path, *, branch: str = "main") -> str:
         """Publish what is in a folder, and point a branch to it. A data set's name says so."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -124,17 +149,22 @@ class Hub:
         commit = hashlib.sha1(f"{name}\n{sums}".encode()).hexdigest()
         repository = self.repositories.setdefault(name, Repository())
         repository.commits[commit] = files
+        self.large |= {file.sha256: file for file in files.values() if file.large}
         repository.branches[branch] = commit
         return commit
 
-    def damage(self, name: str, path: str, content: bytes, store: Path) -> None:
-        """Serve other bytes in place of a file, and announce the file that was published."""
+    def published(self, name: str, path: str = "model.safetensors") -> File:
         repository = self.repositories[name]
-        file = repository.commits[repository.branches["main"]][path]
-        shutil.rmtree(store, ignore_errors=True)
-        store.mkdir()
-        file.content = store / Path(path).name
+        return repository.commits[repository.branches["main"]][path]
+
+    @contextmanager
+    def damaged(self, file: File, content: bytes, folder: Path) -> Iterator[None]:
+        """Serve other bytes in place of a file, and announce the file that was published."""
+        whole = file.content
+        file.content = folder / f"damaged-{whole.name}"
         file.content.write_bytes(content)
+        yield
+        file.content = whole
 
     @property
     def transfers(self) -> list[Request]:
@@ -155,18 +185,8 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self.handle_request()
-
     def do_GET(self) -> None:
-        self.handle_request()
-
-    def do_POST(self) -> None:
-        self.handle_request()
-
-    def handle_request(self) -> None:
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.request_noted = Request(self.command, self.path, self.headers.get("Range"))
+        self.request_noted = Request(self.command, self.path)
         self.cut: int | None = None
         with self.hub.lock:
             self.hub.requests.append(self.request_noted)
@@ -184,23 +204,21 @@ class Handler(BaseHTTPRequestHandler):
                     break
         self.route()
 
+    do_HEAD = do_GET
+
     def route(self) -> None:
         url = urlsplit(self.path)
         path = unquote(url.path).strip("/")
         if path == "":
             return self.answer(200, b"a Hub")
-        if self.headers["Host"].startswith("datasets-server."):
-            return self.viewer(parse_qs(url.query)["dataset"][0])
         if match := re.fullmatch(r"stored/(\w+)", path):
-            return self.stored(match[1])
+            return self.send_file(self.hub.large[match[1]], {"ETag": f'"{match[1]}"'})
         kind = r"(models|datasets)"
         if match := re.fullmatch(rf"api/{kind}/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             return self.info(*match.groups())
         if match := re.fullmatch(rf"api/{kind}/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", path):
             recursive = parse_qs(url.query).get("recursive", [""])[0].lower() in ("true", "1")
             return self.tree(*match.groups(), recursive)
-        if match := re.fullmatch(rf"api/{kind}/([^/]+/[^/]+)/paths-info/([^/]+)", path):
-            return self.paths_info(*match.groups())
         if match := re.fullmatch(r"(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self.resolve(*match.groups())
         self.answer(404, b'{"error": "Not Found"}')
@@ -232,20 +250,16 @@ class Handler(BaseHTTPRequestHandler):
     def tree(self, kind: str, name: str, revision: str, below: str | None, recursive: bool):
         if not (found := self.find(kind, name, revision)):
             return
-        commit, files = found
+        _, files = found
         start = f"{below}/" if below else ""
         entries = {}
         for path, file in files.items():
-            if not path.startswith(start):
-                continue
-            folders = path[len(start) :].split("/")[:-1]
-            for depth in range(len(folders) if recursive else min(1, len(folders))):
-                folder = start + "/".join(folders[: depth + 1])
-                entries[folder] = {"type": "directory", "path": folder, "oid": "0" * 40, "size": 0}
-            if recursive or not folders:
-                entries[path] = self.entry(path, file)
-        if below and not entries:
-            return self.error(404, "EntryNotFound", f"{below} does not exist", commit)
+            if path.startswith(start):
+                folder, slash, _ = path.removeprefix(start).partition("/")
+                if slash and not recursive:
+                    entries[folder] = {"type": "directory", "path": start + folder, "oid": "0" * 40}
+                else:
+                    entries[path] = self.entry(path, file)
         self.json(list(entries.values()))
 
     def entry(self, path: str, file: File) -> dict:
@@ -253,19 +267,6 @@ class Handler(BaseHTTPRequestHandler):
         if file.large:
             found["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": 130}
         return found
-
-    def paths_info(self, kind: str, name: str, revision: str) -> None:
-        if found := self.find(kind, name, revision):
-            _, files = found
-            asked = parse_qs(self.body.decode()).get("paths", [])
-            self.json([self.entry(path, files[path]) for path in asked if path in files])
-
-    def viewer(self, name: str) -> None:
-        repository = self.hub.repositories.get(f"datasets/{name}")
-        if repository is None or repository.viewer is None:
-            return self.answer(404, b'{"error": "Not found."}')
-        about = {"dataset_info": repository.viewer, "partial": False, "pending": [], "failed": []}
-        self.json(about, {"X-Revision": repository.branches["main"]})
 
     # --- Files -------------------------------------------------------------------------------
 
@@ -286,37 +287,21 @@ class Handler(BaseHTTPRequestHandler):
         }
         self.answer(302, b"", headers)
 
-    def stored(self, sha256: str) -> None:
-        for repository in self.hub.repositories.values():
-            for files in repository.commits.values():
-                for file in files.values():
-                    if file.sha256 == sha256:
-                        return self.send_file(file, {"ETag": f'"{sha256}"'})
-        self.answer(404, b"")
-
     def send_file(self, file: File, headers: dict[str, str]) -> None:
-        size, start = file.content.stat().st_size, 0
-        status = 200
-        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
-            start, status = int(match[1]), 206
-            headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
-        self.begin(status, size - start, {"Accept-Ranges": "bytes", **headers})
+        self.begin(200, file.content.stat().st_size, headers)
         if self.command == "HEAD":
             return
-        left = size - start if self.cut is None else min(self.cut, size - start)
         with file.content.open("rb") as stream:
-            stream.seek(start)
-            while left and (block := stream.read(min(left, 1 << 20))):
+            while block := stream.read(self.cut or 1 << 20):
                 self.write(block)
-                left -= len(block)
-        if self.cut is not None:
-            self.close_connection = True
+                if self.cut:
+                    self.close_connection = True
+                    break
 
     # --- Answers -----------------------------------------------------------------------------
 
-    def json(self, value: object, headers: dict[str, str] | None = None) -> None:
-        headers = {"Content-Type": "application/json", **(headers or {})}
-        self.answer(200, json.dumps(value).encode(), headers)
+    def json(self, value: object) -> None:
+        self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def error(self, status: int, code: str, message: str, commit: str | None = None) -> None:
         headers = {"X-Error-Code": code, "X-Error-Message": message}
