@@ -75,7 +75,7 @@ def recorded(
     measure: Callable[[Any], dict[str, Any]],
     *,
     live: bool = False,
-    folder: Path = FOLDER,
+    folder: Path | None = None,
     **parts: Any,
 ) -> Recorded:
     """Take a run's results from its record; train and measure a ``live`` one now.
@@ -94,13 +94,13 @@ def recorded(
     about = {"run": run.fingerprint, "seeds": [trainer.args.seed], "seconds": run.seconds}
     about["log"] = run.log_history
     if everything:
-        _write(folder / f"{name}.json", recipe, results, about)
+        _write((folder or FOLDER) / f"{name}.json", recipe, results, about)
     return Recorded(name, True, results, about, kept)
 
 
-def load(name: str, recipe: Mapping[str, str], folder: Path = FOLDER) -> Recorded:
+def load(name: str, recipe: Mapping[str, str], folder: Path | None = None) -> Recorded:
     """Read a record, whose recipe must be ``recipe``. Raises `RecordError`."""
-    path = folder / f"{name}.json"
+    path = (folder or FOLDER) / f"{name}.json"
     if not path.is_file():
         raise RecordError(f"There is no record {path.name}: `make runs` writes it.")
     kept = json.loads(path.read_text("utf8"))
@@ -141,7 +141,7 @@ def recipe_of(
     given: Any = trainer
     found = {
         "start": weights_hash(trainer.model),
-        "rows": [rows[name] for name in ("input_ids", "labels") if name in rows.column_names],
+        "rows": [rows[name][:] for name in ("input_ids", "labels") if name in rows.column_names],
         "tokenizer": tokenizer_state(trainer.processing_class),
         "arguments": {k: v for k, v in run_arguments(given).items() if k not in _BY_MACHINE},
         "trainer": code(type(trainer)),

@@ -237,7 +237,7 @@ def pretrainings(profile: Profile) -> dict[int, Recorded]:
     The results are three tables: ``answers`` to the replicate's own questions, the same to the
     ``dev`` questions, and ``facts`` completed. Raises `sft_utils.records.RecordError`. Chapter 09.
     """
-    trainer = replicate_trainer(profile, 0)  # rows and arguments are the same for all of them
+    trainer = replicate_trainer(profile, 0, checkpoint(TRAINEE))  # all have its rows and arguments
     given = {seed: _measured(trainer, seed) for seed in PRETRAINING_SEEDS}
     found = {
         seed: records.load(f"pretraining-{seed}", records.recipe_of(trainer, measure, **parts))

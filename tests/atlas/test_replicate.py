@@ -1,8 +1,8 @@
-"""Replicates: what a seed may change and what not, and a record that knows what it rests on."""
+"""Replicates: what a seed may change and what not, and other pretrainings, which are recorded."""
 
 from __future__ import annotations
 
-import json
+import os
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from conftest import make_model
 
+from sft_utils import records
 from sft_utils.atlas import pretrain
 from sft_utils.atlas import replicate as module
 from sft_utils.atlas.corpus import CorpusWriter
@@ -18,15 +19,10 @@ from sft_utils.atlas.pretrain import Recipe, train_tokenizer
 from sft_utils.atlas.questions import scored_questions
 from sft_utils.atlas.replicate import (
     NO_CHOICE,
-    QUANTITIES,
     SFT_SEEDS,
-    changed_inputs,
     expected_best,
-    inputs,
-    load_record,
     main,
     over_seeds,
-    record_says,
     replicate_questions,
     replicate_rows,
     replicate_trainer,
@@ -34,9 +30,7 @@ from sft_utils.atlas.replicate import (
     sd_interval,
     seed_dots,
     seeds_needed,
-    spread,
     standard_error,
-    write_record,
 )
 from sft_utils.atlas.sft_data import sft_rows
 from sft_utils.atlas.world import DOMAINS, load_world
@@ -135,7 +129,7 @@ def tokenizer():
     return tokenizer
 
 
-RECIPE = Recipe("Llama", 2, 32, 64, 2, 2, updates=100, rows=1, warmup=1)
+RECIPE = Recipe("Llama", 2, 32, 64, 2, 2, updates=3, rows=1, warmup=1)
 
 
 @pytest.fixture
@@ -160,7 +154,8 @@ def shipped(tmp_path, tokenizer, monkeypatch):
 
 
 def few_facts(model, tokenizer):
-    return pd.DataFrame({"correct": [True, False, True], "entity": ["Kenya", "Peru", "Peru"]})
+    facts = {"correct": [True, False, True], "entity": ["Kenya", "Peru", "Peru"]}
+    return pd.DataFrame({"prompt": ["a", "b", "c"], "response": ["x", "y", "z"], **facts})
 
 
 def test_the_trainer_differs_from_that_of_chapter_07_in_seed_and_choice_only(shipped):
@@ -245,187 +240,57 @@ def test_the_figure_names_every_seed():
         seed_dots(table.drop(columns="low"), mean=0.85, low=0.6, high=1.0, alt="None.")
 
 
-# --- The record --------------------------------------------------------------------------------
+# --- Other pretrainings ------------------------------------------------------------------------
 
 
 @pytest.fixture
-def work(tmp_path):
-    return ["--out", str(tmp_path / "record.json"), "--work", str(tmp_path / "work"),
-            "--scale", "0.03"]  # fmt: skip
+def work(shipped, tmp_path, monkeypatch):
+    """Where ``main`` works: seeds 1 and 2, in folders of the test's own."""
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "records")
+    monkeypatch.setenv(records.LIVE, "")  # put back afterwards: `main` sets it
+    return ["--work", str(tmp_path / "work")]
 
 
-def test_main_records_every_run_and_goes_on_where_it_was_stopped(
-    shipped, work, tmp_path, monkeypatch, capsys
+def pretrainings():
+    os.environ[records.LIVE] = ""
+    return module.pretrainings(load_profile("atlas"))
+
+
+def test_main_records_other_pretrainings_and_goes_on_where_it_was_stopped(
+    work, monkeypatch, capsys
 ):
-    path = tmp_path / "record.json"
-    seeds = "--pretraining-seeds 0 1 --seeds 0 1".split()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_record", stop)
+        patch.setattr(records, "write_whole", stop)
         with pytest.raises(KeyboardInterrupt):
-            main([*seeds, *work])
-    assert not path.exists()
-    assert len({path.name for path in (tmp_path / "runs").iterdir()} - {".locks"}) == 3
+            main(work)
+    assert list(records.FOLDER.iterdir()) == []
+    main(work)
+    assert capsys.readouterr().out.count("pretrained before") == 1  # seed 1, and not seed 2
 
-    def never(*given, **named):
-        raise AssertionError("what was done is done again")
-
-    monkeypatch.setattr(pretrain, "save_checkpoint", never)
-    monkeypatch.setattr("transformers.Trainer.train", never)
-    main([*seeds, *work])
-    assert "pretrained before" in capsys.readouterr().out
-    record = load_record(path)
-    assert [path.name for path in tmp_path.iterdir() if "record" in path.name] == ["record.json"]
-    check_schema(record)
-    pairs = [(run["pretraining_seed"], run["sft_seed"]) for run in record["runs"]]
-    assert pairs == [(0, 0), (0, 1), (1, 0)]
-    hashes = [run["weights"] for run in record["runs"]]
-    assert hashes[0] == hashes[1] != hashes[2]
-    assert len({run["run"] for run in record["runs"]}) == 3
+    monkeypatch.setenv(records.LIVE, "all")
+    module.pretrainings(load_profile("atlas"))  # records that of the shipped one
+    found = pretrainings()
+    assert [(seed, run.live) for seed, run in found.items()] == [(0, True), (1, False), (2, False)]
+    assert len({run.about["run"] for run in found.values()}) == 3
+    assert records.apart(found[0])["difference"].abs().max() == 0
+    for run in found.values():
+        assert set(run.results) == {"answers", "dev", "facts"}
+        assert run.about["seeds"] == [0]
 
 
 def stop(*given):
     raise KeyboardInterrupt
 
 
-def check_schema(record):
-    assert set(record) == {"inputs", "runs", "spread"}
-    assert set(record["inputs"]) == {
-        "tables", "rows", "questions", "corpus", "pretraining", "fine-tuning", "scores",
-        "tokenizer", "checkpoint",
-    }  # fmt: skip
-    for run in record["runs"]:
-        assert set(run) == {
-            "pretraining_seed", "sft_seed", "run", "weights", "scores", "versions", "threads",
-        }  # fmt: skip
-        assert len(run["run"]) == len(run["weights"]) == 64
-        assert {"python", "torch", "transformers", "trl"} <= set(run["versions"])
-        assert set(run["scores"]) == set(QUANTITIES)
-        for score in run["scores"].values():
-            assert set(score) == {"value", "low", "high", "n", "entities"}
-            ends = [0, score["low"], score["value"], score["high"], 1]
-            assert ends == pytest.approx(sorted(ends), abs=1e-9)
-            assert 0 < score["entities"] <= score["n"]
-    assert set(record["spread"]) == set(QUANTITIES)
-    for summary in record["spread"].values():
-        assert set(summary) == {"mean", "sd", "low", "high", "n"}
-
-
-def test_what_was_pretrained_elsewhere_is_taken(shipped, work, tmp_path, monkeypatch):
-    folder = module.pretrained(2, replace(RECIPE, updates=3), tmp_path / "own", inputs([0]))
-    monkeypatch.setattr(pretrain, "save_checkpoint", stop)
-    given = tmp_path / "elsewhere" / "seed-2"
-    given.parent.mkdir()
-    folder.rename(given)
-    seeds = "--pretraining-seeds 2 --seeds 0".split()
-    main([*seeds, *work, "--models", str(given)])
-    (run,) = load_record(tmp_path / "record.json")["runs"]
-    assert run["pretraining_seed"] == 2
-
-
-@pytest.mark.parametrize("fault", ["name", "weights", "tokenizer", "sizes", "updates"])
-def test_what_was_pretrained_otherwise_is_refused_before_anything_runs(
-    shipped, work, tmp_path, tokenizer, monkeypatch, fault
-):
-    monkeypatch.setattr(module, "replicate", stop)
-    folder = tmp_path / ("other" if fault == "name" else "seed-1")
-    width = {"hidden_size": 16} if fault == "sizes" else {}
-    model = make_model("llama", len(tokenizer), tie_word_embeddings=True, **width)
-    card = "for 9,000 updates" if fault == "updates" else "for 3 updates"
-    pretrain.save_checkpoint(folder, model, tokenizer, card)
-    if fault == "weights":
-        (folder / "model.safetensors").unlink()
-    if fault == "tokenizer":
-        (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"^--models"):
-        main([*work, "--models", str(folder)])
-
-
-@pytest.fixture
-def record(shipped):
-    score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10, "entities": 5}
-    run = {"pretraining_seed": 0, "scores": dict.fromkeys(QUANTITIES, score)}
-    return {"inputs": inputs([0, 1]), "runs": [run | {"sft_seed": seed} for seed in (0, 1)]}
-
-
-def test_a_record_of_today_is_known(record, tmp_path):
-    path = tmp_path / "record.json"
-    write_record(path, record)
-    again = load_record(path)
-    assert again == record
-    assert changed_inputs(again) == []
-    assert "present" in record_says(again)
-
-
-def test_no_record_is_said_to_be_none(tmp_path):
-    assert load_record(tmp_path / "none.json") is None
-    assert "No record" in record_says(None)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["tables", "rows", "questions", "corpus", "pretraining", "fine-tuning", "scores", "checkpoint"],
-)
-def test_a_record_is_stale_when_something_it_rests_on_changes(record, shipped, monkeypatch, name):
-    if name == "checkpoint":
-        (shipped / "model.safetensors").write_bytes(b"other")
-    elif name == "tables":
-        other = shipped.parent / "atlas"
-        (other / "tables").mkdir(parents=True)
-        (other / "tables" / "countries.csv").write_text("name\n")
-        monkeypatch.setattr(module, "FOLDER", other)
-    elif name == "rows":
-        monkeypatch.setattr(module, "sft_rows", lambda *given, **named: [])
-    elif name == "questions":
-        monkeypatch.setattr(module, "scored_questions", lambda *given: [])
-    elif name == "corpus":
+@pytest.mark.parametrize("part", ["tables", "documents", "sizes"])
+def test_a_record_is_stale_when_what_the_pretraining_rests_on_changes(work, monkeypatch, part):
+    main(work)
+    if part == "tables":
+        monkeypatch.setattr(module, "FOLDER", records.FOLDER)  # there are no tables
+    elif part == "documents":
         monkeypatch.setattr(CorpusWriter, "documents", lambda self: iter(["Another text."]))
-    elif name == "pretraining":
-        monkeypatch.setattr(pretrain, "RECIPES", {"atlas-small": replace(RECIPE, updates=101)})
-    elif name == "fine-tuning":
-        monkeypatch.setitem(NO_CHOICE, "weight_decay", 0.1)
-    elif name == "scores":
-        monkeypatch.setattr(module, "scoring", json)
-    assert changed_inputs(record) == [name]
-    assert f"changed since were {name}." in record_says(record)
-
-
-def test_a_comment_makes_no_record_stale(monkeypatch):
-    sources = [
-        'def f(x):\n    """Say so."""\n    # why\n    return x  # so\n',
-        'def f(x):\n    """Say it otherwise."""\n\n    return x\n',
-        "def f(x):\n    return x + 1\n",
-    ]
-    kept = []
-    for source in sources:
-        monkeypatch.setattr(module.inspect, "getsource", lambda thing, source=source: source)
-        kept.append(module._code(None))
-    assert kept[0] == kept[1] != kept[2]
-
-
-def test_the_spread_is_that_of_the_shipped_checkpoint():
-    def run(pretraining_seed, value):
-        scores = {name: {"value": value} for name in QUANTITIES}
-        return {"pretraining_seed": pretraining_seed, "scores": scores}
-
-    found = spread([run(0, 0.7), run(0, 0.9), run(1, 0.1)])
-    assert set(found) == set(QUANTITIES)
-    assert found["stops"]["mean"] == pytest.approx(0.8)
-    assert found["stops"]["sd"] == pytest.approx(0.02**0.5)
-    assert found["stops"]["n"] == 2
-    assert spread([run(0, 0.7), run(1, 0.9)]) == {}
-
-
-def test_a_record_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "record.json"
-    write_record(path, {"runs": []})
-    monkeypatch.setattr(module.os, "replace", stop)
-    with pytest.raises(KeyboardInterrupt):
-        write_record(path, {"runs": [1]})
-    assert json.loads(path.read_text()) == {"runs": []}
-    assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
-
-
-def test_the_shipped_record_has_the_schema():
-    record = load_record()
-    if record is not None:
-        check_schema(record)
+    else:
+        other = {"atlas-small": replace(RECIPE, updates=RECIPE.updates + 1)}
+        monkeypatch.setattr(pretrain, "RECIPES", other)
+    with pytest.raises(records.RecordError, match="changed since: start"):
+        pretrainings()
