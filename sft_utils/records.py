@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .fingerprints import digest, tokenizer_state, weights_hash
+from .results import note_run
 from .runs import train, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import Trainer
 
-FOLDER = Path(__file__).parent / "atlas" / "records"
+FOLDER = Path(__file__).parent / "atlas" / "recorded_runs"
 #: Which run of each figure is live: a number, counted around, or "all", which records them.
 LIVE = "SFT_LIVE"
 #: What a machine decides, not the recipe.
@@ -86,9 +87,9 @@ def recorded(
     """
     recipe = recipe_of(trainer, measure, **parts)
     everything = os.environ.get(LIVE) == "all"
-    kept = None if everything else load(name, recipe, folder)
-    if kept is not None and not live:
-        return kept
+    if not (live or everything):
+        return load(name, recipe, folder)
+    kept = None if everything else _read(name, recipe, folder)
     run = train(trainer)
     results = measure(trainer.model)
     about = {"run": run.fingerprint, "seeds": [trainer.args.seed], "seconds": run.seconds}
@@ -99,7 +100,13 @@ def recorded(
 
 
 def load(name: str, recipe: Mapping[str, str], folder: Path | None = None) -> Recorded:
-    """Read a record, whose recipe must be ``recipe``. Raises `RecordError`."""
+    """Take a run's results from its record, whose recipe must be ``recipe``; see `recorded`."""
+    kept = _read(name, recipe, folder)
+    note_run(kept.about["run"], live=False)
+    return kept
+
+
+def _read(name: str, recipe: Mapping[str, str], folder: Path | None) -> Recorded:
     path = (folder or FOLDER) / f"{name}.json"
     if not path.is_file():
         raise RecordError(f"There is no record {path.name}: `make runs` writes it.")

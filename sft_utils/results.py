@@ -16,6 +16,7 @@ from typing import Any
 #: The types under which the JSON forms are stored in a cell's output.
 RESULT_TYPE = "application/vnd.sft.result+json"
 CLAIM_TYPE = "application/vnd.sft.claim+json"
+RUN_TYPE = "application/vnd.sft.run+json"
 #: What a page glues where its profile has nothing to measure.
 MISSING = "–"
 
@@ -140,13 +141,26 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A measure or a claim as the notebook keeps it: the text for the prose, and the JSON."""
+class FineTuning:
+    """A fine-tuning that a page rests on: its fingerprint, and whether it is live or recorded."""
 
-    value: Measure | Claim
+    run: str
+    live: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``results.json`` holds."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A measure, a claim or a run as the notebook keeps it: a text, and the JSON."""
+
+    value: Measure | Claim | FineTuning
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        kind = RESULT_TYPE if isinstance(self.value, Measure) else CLAIM_TYPE
+        kinds = {Measure: RESULT_TYPE, Claim: CLAIM_TYPE, FineTuning: RUN_TYPE}
+        kind = kinds[type(self.value)]
         # Quoted, as a string would be: the prose reads "12,345" as two numbers otherwise.
         return {"text/plain": repr(repr(self.value)), kind: json.dumps(self.value.as_dict())}
 
@@ -174,6 +188,11 @@ def claim(
         raise ValueError(f"claim {name!r}: give either at_least or at_most.")
     made = Claim(name, sentence, measure, at_least, at_most)
     _store(f"claim {name}", Stored(made), made)
+
+
+def note_run(run: str, *, live: bool) -> None:
+    """Tell the build that a page rests on a fine-tuning, by its fingerprint; show nothing."""
+    _store(f"run {run[:16]} {'live' if live else 'recorded'}", Stored(FineTuning(run, live)))
 
 
 def glue(name: str, value: Any, *, display: bool = False) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .fingerprints import digest, fingerprint, weights_hash
+from .results import note_run
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -78,6 +79,7 @@ def train(trainer: Trainer, store: str | Path | None = None) -> Run:
     model.eval()
     model.zero_grad()
     _TRAINED[weights_hash(model)] = {"run": key, "seeds": (trainer.args.seed,)}
+    note_run(key, live=True)
     return run
 
 

@@ -3,8 +3,9 @@
 Pages store values and claims in their cells' outputs (`sft_utils.results`), so that a page from
 the cache has them too. `honest_cache` takes them from each notebook by `entries`; when all pages
 have been read, this extension has them all. It writes ``results.json`` and its JSON Schema beside
-the site, fills the directives ``{results-list}`` and ``{claims-list}``, and, if a claim fails,
-says so at the very end and makes the build exit with an error, on a warm build too.
+the site, fills the directives ``{results-list}``, ``{claims-list}`` and ``{live-and-recorded}``,
+and, if a claim fails, says so at the very end and makes the build exit with an error, on a warm
+build too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from sphinx.errors import SphinxError
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from sft_utils.results import CLAIM_TYPE, RESULT_TYPE
+from sft_utils.results import CLAIM_TYPE, RESULT_TYPE, RUN_TYPE
 
 LOGGER = logging.getLogger(__name__)
 SCHEMA = Path(__file__).with_name("results.schema.json")
@@ -64,9 +65,10 @@ def entries(notebook: nbformat.NotebookNode, page: str) -> Iterator[Entry]:
 
 
 def _entry(name: str, data: dict[str, Any]) -> Entry | None:
-    """A claim, a measure, a number or a text; None for a figure or a table."""
-    if CLAIM_TYPE in data:
-        return json.loads(data[CLAIM_TYPE])
+    """A claim, a run, a measure, a number or a text; None for a figure or a table."""
+    for kind in (CLAIM_TYPE, RUN_TYPE):
+        if kind in data:
+            return json.loads(data[kind])
     if RESULT_TYPE in data:
         return {"name": name, **json.loads(data[RESULT_TYPE])}
     if not set(data) <= {"text/plain"}:
@@ -95,6 +97,10 @@ class ClaimsList(nodes.General, nodes.Element):
     """The same for the claims."""
 
 
+class LiveAndRecorded(nodes.General, nodes.Element):
+    """Stands where a sentence tells how many fine-tunings are live and how many are recorded."""
+
+
 class ResultsListDirective(SphinxDirective):
     """``{results-list}``: every result of the book, each linked to where it comes from."""
 
@@ -107,6 +113,13 @@ class ClaimsListDirective(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         return [ClaimsList()]
+
+
+class LiveAndRecordedDirective(SphinxDirective):
+    """``{live-and-recorded}``: how many fine-tunings the pages rest on, and of which kind."""
+
+    def run(self) -> list[nodes.Node]:
+        return [LiveAndRecorded()]
 
 
 class Ledger:
@@ -122,7 +135,14 @@ class Ledger:
 
     @property
     def results(self) -> list[Entry]:
-        return [entry for entry in self.found if "claim" not in entry]
+        return [entry for entry in self.found if "claim" not in entry and "live" not in entry]
+
+    @property
+    def runs(self) -> dict[str, list[str]]:
+        """The fine-tunings that pages rest on: made while the book is built, and on record."""
+        noted = {(e["run"], e["live"]) for e in self.found if "live" in e}
+        live = {run for run, is_live in noted if is_live}
+        return {"live": sorted(live), "recorded": sorted({run for run, _ in noted} - live)}
 
     @property
     def failed(self) -> list[Entry]:
@@ -159,6 +179,13 @@ class Ledger:
                 if "value" in entry
             ]
             node.replace_self(_table(head, rows))
+        for node in list(doctree.findall(LiveAndRecorded)):
+            live, recorded = map(len, self.runs.values())
+            told = (
+                f"Of the fine-tunings that the figures of this book rest on, {live} were made "
+                f"while this site was built, and {recorded} are recorded."
+            )
+            node.replace_self(nodes.paragraph("", told))
         for node in list(doctree.findall(ClaimsList)):
             head = ("claim", "sentence", "measured", "required", "verdict", "from")
             rows = [
@@ -181,6 +208,7 @@ class Ledger:
         document = {
             "$schema": SCHEMA.name,
             "profile": profile_name(),  # no machine's folders
+            "runs": self.runs,
             "claims": self.claims,
             "results": [e for e in self.results if e.get("unit") not in TIMINGS],
             "timings": [e for e in self.results if e.get("unit") in TIMINGS],
@@ -215,7 +243,7 @@ class Ledger:
 
 
 def _is_list(node: nodes.Node) -> bool:
-    return isinstance(node, ResultsList | ClaimsList)
+    return isinstance(node, ResultsList | ClaimsList | LiveAndRecorded)
 
 
 def _anchors(env: BuildEnvironment, docname: str) -> set[str]:
@@ -269,8 +297,10 @@ def setup(app: Sphinx) -> dict[str, Any]:
     ledger = Ledger(app)
     app.add_node(ResultsList)
     app.add_node(ClaimsList)
+    app.add_node(LiveAndRecorded)
     app.add_directive("results-list", ResultsListDirective)
     app.add_directive("claims-list", ClaimsListDirective)
+    app.add_directive("live-and-recorded", LiveAndRecordedDirective)
     app.connect("env-updated", ledger.collect)
     app.connect("doctree-resolved", ledger.fill)
     app.connect("build-finished", ledger.finish)

@@ -34,6 +34,8 @@ PINNED = ("torch", "transformers", "trl", "datasets", "numpy", "pandas")
 LAZY_TABLE = "_EXPORTS"
 #: The package's folder of profiles. Only the profile in use is an input.
 PROFILE_FOLDER = "profile_files"
+#: The module of recorded runs, by a package's name. ``SFT_LIVE`` says which of them a page makes.
+RECORDS = "{}/records.py"
 #: Calls that can import what no reader of the source foresees.
 DYNAMIC = {"import_module", "__import__", "run_module", "run_path"}
 
@@ -230,9 +232,13 @@ def inputs(cells: list[str], folder: Path, package: Package, pins: Path | None) 
         full="",
         core="",
     )
+    files = package.files(page)
+    records = RECORDS.format(package.name) in files
+    live = {"live runs": os.environ.get("SFT_LIVE", "")} if records else {}
     return {
         "code cells": _hash(json.dumps(cells).encode()),
-        **package.files(page),
+        **files,
+        **live,
         **_profile(package, folder),
         **_pins(pins),
     }
