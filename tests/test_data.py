@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import pytest
+from bs4 import BeautifulSoup
+from conftest import quick_config
 from datasets import Dataset
 
 from sft_utils import atlas
@@ -52,28 +53,11 @@ def write(path, rows):
         Dataset.from_list(rows).to_parquet(path)
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
-def test_files(tmp_path, suffix):
-    path = tmp_path / f"data{suffix}"
-    write(path, [KENYA, LONG])
-    assert load_sft_dataset(path).to_list() == [KENYA, LONG]
-    assert load_sft_dataset(str(path), rows=1).to_list() == [KENYA]
-    assert load_sft_dataset(path, rows=9).num_rows == 2
-
-
 def test_csv(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text('system,user,assistant\nBe kind.,"Hi, you","Hello\nyou"\n,Bye,So long\n')
-    assert load_sft_dataset(path).to_list() == [
-        {
-            "messages": [
-                turn("system", "Be kind."),
-                turn("user", "Hi, you"),
-                turn("assistant", "Hello\nyou"),
-            ]
-        },
-        row("Bye", "So long"),
-    ]
+    kind = row("Be kind.", "Hi, you", "Hello\nyou", roles=("system", "user", "assistant"))
+    assert load_sft_dataset(path).to_list() == [kind, row("Bye", "So long")]
 
 
 def test_a_seed_takes_a_sample_and_none_the_first_rows(tmp_path):
@@ -81,6 +65,9 @@ def test_a_seed_takes_a_sample_and_none_the_first_rows(tmp_path):
     rows = [row(f"Question {i}", f"Answer {i}") for i in range(50)]
     write(path, rows)
     assert load_sft_dataset(path, rows=5).to_list() == rows[:5]
+    assert load_sft_dataset(str(path), rows=99).to_list() == rows
+    with pytest.raises(DataError, match="rows=0"):
+        load_sft_dataset(path, rows=0)
     sample = load_sft_dataset(path, rows=5, seed=1).to_list()
     assert sample == load_sft_dataset(path, rows=5, seed=1).to_list()
     assert sample != rows[:5]
@@ -94,54 +81,14 @@ def test_the_atlas_by_its_name(tmp_path, monkeypatch):
     assert load_sft_dataset("atlas-sft-data").to_list() == [KENYA]
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "problem"),
-    [
-        (
-            "a.jsonl",
-            json.dumps(KENYA) + "\n\n{oops",
-            r"a.jsonl, row 1 \(line 3\): '{oops' is not valid JSON \(.* at column 2\)",
-        ),
-        ("a.json", "[\n1,", r"a.json: '\[\\n1,' is not valid JSON \(.* at line 2, column 3\)"),
-        ("a.json", "{}", "a.json holds one JSON dict, {}, not a list"),
-        (
-            "a.csv",
-            "question,answer\nHi,Hello\n",
-            r"a.csv, row 0 \(line 2\) is of no known shape; its columns: question, answer. .* say",
-        ),
-        ("a.txt", "Hi", "a.txt is of no known kind"),
-        (
-            "a.jsonl",
-            '{"text": "Hi"}',
-            r"a.jsonl, row 0 \(line 1\) is of no known shape; its columns: text",
-        ),
-        ("a.jsonl", '"Hi"', r"a.jsonl, row 0 \(line 1\) is 'Hi'"),
-        ("a.jsonl", "\n", "a.jsonl has no rows"),
-        (
-            "a.csv",
-            "user,assistant\n\nHi\n",
-            r"a.csv, row 0 \(line 3\): 1 in place of 2 cells \(user, assistant\)",
-        ),
-    ],
-)
-def test_bad_files(tmp_path, name, text, problem):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=problem):
-        load_sft_dataset(tmp_path / name)
-
-
 def test_every_bad_row_of_a_file_is_named_with_its_line(tmp_path):
     path = tmp_path / "a.jsonl"
     lines = [json.dumps(r) for r in (KENYA, row("Hi"), PERU, row("Hi", ""))]
     path.write_text(f"{lines[0]}\n{lines[1]}\n\n{lines[2]}\n{lines[3]}\n")
     with pytest.raises(DataError) as caught:
         load_sft_dataset(path)
-    assert [
-        line.partition(" has")[0].partition(":")[0] for line in str(caught.value).split("\n")
-    ] == [
-        "a.jsonl, row 1 (line 2)",
-        "a.jsonl, row 3 (line 5), turn 1",
-    ]
+    places = [line.partition(" has")[0].partition(":")[0] for line in str(caught.value).split("\n")]
+    assert places == ["a.jsonl, row 1 (line 2)", "a.jsonl, row 3 (line 5), turn 1"]
 
 
 @pytest.mark.parametrize("source", ["nowhere.jsonl", "./nowhere", "/nowhere/data.csv"])
@@ -155,12 +102,6 @@ def test_unreachable_hub():
         load_sft_dataset("owner/data-not-cached")
     for way_out in ("connect", "HF_HOME", "SFT_PROFILE=atlas", "local .jsonl"):
         assert way_out in str(caught.value)
-
-
-def test_rows_below_one(tmp_path):
-    write(tmp_path / "a.jsonl", [KENYA])
-    with pytest.raises(DataError, match="rows=0"):
-        load_sft_dataset(tmp_path / "a.jsonl", rows=0)
 
 
 def test_a_revision_is_the_hubs(tmp_path, monkeypatch):
@@ -229,7 +170,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("source", [".jsonl", ".json", ".parquet", "hub"])
+@pytest.mark.parametrize("source", [".jsonl", ".parquet", "hub"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_shape_from_anywhere(tmp_path, monkeypatch, shape, source):
     given, expected = SHAPES[shape]
@@ -249,12 +190,8 @@ def test_the_version_of_a_file_is_its_sum(tmp_path):
     version = "sha256 " + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     dataset = load_sft_dataset(path)
     parts = dataset.train_test_split(test_size=2, seed=0)
-    for part in (
-        dataset,
-        dataset.select([1]),
-        load_sft_dataset(path, rows=3, seed=1),
-        parts["train"],
-    ):
+    sample = load_sft_dataset(path, rows=3, seed=1)
+    for part in (dataset, dataset.select([1]), sample, parts["train"]):
         assert resolved_version(part) == version
     write(path, [KENYA] * 8)
     assert resolved_version(load_sft_dataset(path)) != version
@@ -379,8 +316,6 @@ def test_good_rows_pass(chat_tokenizer):
     [
         ({"text": "Hi"}, "row 1 has no `messages`, but the columns text. Build one"),
         ({"messages": []}, r"row 1: `messages` is \[\]. It must be a list"),
-        ({"messages": "Hi"}, "row 1: `messages` is 'Hi'"),
-        ({"messages": None}, "row 1: `messages` is None"),
         ({"messages": [{"from": "human"}]}, "row 1, turn 0: {'from': 'human'} is not a turn"),
         (
             row("Hi", "Hello", roles=("human", "gpt")),
@@ -389,10 +324,7 @@ def test_good_rows_pass(chat_tokenizer):
         (row("Hi", ""), r"row 1, turn 1: the content of the assistant is empty \(''\)"),
         (row(" \n", "Hello"), r"row 1, turn 0: the content of the user is empty \(' \\n'\)"),
         (row("Hi", 42), "row 1, turn 1: .* assistant is 42, of type int. It must be text"),
-        (row("Hi", None), "row 1, turn 1: .* is None, of type NoneType"),
-        (row("Hi", ["Hello"]), "row 1, turn 1: .* of type list"),
         (row("Hi"), "row 1 has no assistant turn, only user: nothing to learn"),
-        (row("Hi", "x" * 99 + "\x00" * 99, 5), r"row 1, turn 2: .* is 5"),
     ],
 )
 def test_bad_rows(bad, problem):
@@ -437,28 +369,12 @@ def test_a_row_that_the_chat_template_refuses(chat_tokenizer):
         check_rows([KENYA, KIND], chat_tokenizer, max_length=99)
 
 
-def test_long_values_are_shortened():
-    with pytest.raises(DataError) as caught:
-        check_rows([row("Hi", ["x" * 1000])])
-    assert "['xxx" in str(caught.value)
-    assert len(str(caught.value)) < 200
-
-
 def test_only_the_first_five_bad_rows_are_listed():
     with pytest.raises(DataError) as caught:
         check_rows([KENYA, *[row("Hi")] * 7])
     lines = str(caught.value).split("\n")
     assert [line.split()[1] for line in lines[:5]] == ["1", "2", "3", "4", "5"]
     assert lines[5:] == ["... and 2 more bad rows"]
-
-
-@pytest.mark.parametrize("token", ["<|im_end|>", "<|endoftext|>"])
-def test_markup_in_a_row(chat_tokenizer, token):
-    bad = row("Hi", f"Hello{token}")
-    check_rows([bad])
-    with pytest.raises(DataError, match=r"row 0, turn 1: .* special token") as caught:
-        check_rows([bad], chat_tokenizer)
-    assert repr(token) in str(caught.value)
 
 
 def test_longer_than_max_length(chat_tokenizer):
@@ -475,31 +391,12 @@ def test_longer_than_max_length(chat_tokenizer):
 # --- Showing ---------------------------------------------------------------------------------
 
 
-class Cells(HTMLParser):
-    """Reads a table back as a browser would."""
-
-    def __init__(self):
-        super().__init__()
-        self.rows, self.tags = [], set()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_data(self, data):
-        if self.rows and self.rows[-1]:
-            self.rows[-1][-1] += data
-
-
 def test_every_turn_is_shown_whole_and_escaped():
     evil = row("<script>alert(1)</script> & <b>", "a\n\nb" + "x" * 500)
     table = display_dataset(dataset(LONG, evil, KENYA), rows=2)
-    cells = Cells()
-    cells.feed(table._repr_html_())
-    shown = [[text.strip("\n") for text in line] for line in cells.rows]
+    cells = BeautifulSoup(table._repr_html_(), "html.parser")
+    lines = [line.find_all(["th", "td"]) for line in cells.find_all("tr")]
+    shown = [[cell.text.strip("\n") for cell in line] for line in lines]
     assert shown == [
         ["row", "turn", "role", "content"],
         ["0", "0", "user", "Hi"],
@@ -509,7 +406,8 @@ def test_every_turn_is_shown_whole_and_escaped():
         ["1", "0", "user", "<script>alert(1)</script> & <b>"],
         ["1", "1", "assistant", "a\n\nb" + "x" * 500],
     ]
-    assert cells.tags == {"table", "caption", "thead", "tbody", "tr", "th", "td"}
+    tags = {"table", "caption", "thead", "tbody", "tr", "th", "td"}
+    assert {tag.name for tag in cells.find_all(True)} == tags
     assert "2 of 3 rows" in table._repr_html_()
 
 
@@ -556,15 +454,9 @@ def test_the_very_tokens_that_carry_loss(chat_tokenizer):
 
 
 def test_they_are_those_that_trl_trains_on(chat_tokenizer, qwen, tmp_path):
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
-    config = SFTConfig(
-        output_dir=str(tmp_path),
-        use_cpu=True,
-        bf16=False,
-        assistant_only_loss=True,
-        activation_checkpointing=False,
-    )
+    config = quick_config(tmp_path)
     trainer = SFTTrainer(qwen, config, train_dataset=dataset(LONG), processing_class=chat_tokenizer)
     prepared = trainer.train_dataset[0]
     tokens = loss_tokens(chat_tokenizer, LONG["messages"])
@@ -613,9 +505,12 @@ def test_near_duplicates():
     assert found["similarity"].tolist() == [1.0, 7 / 8, 7 / 8]
     assert found["text"][0] == "What is the capital of Kenya? It is Nairobi."
     assert near_duplicates(dataset(KENYA, PERU)).empty
+    for threshold in (0, 1.1):
+        with pytest.raises(ValueError, match=f"threshold={threshold}"):
+            near_duplicates(dataset(KENYA), threshold)
 
 
-@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 1.0])
 def test_near_duplicates_are_those_of_all_pairs(threshold):
     """Prefix filtering skips pairs, never a similar one."""
     import random
@@ -635,12 +530,6 @@ def test_near_duplicates_are_those_of_all_pairs(threshold):
     found = near_duplicates(dataset(*rows), threshold)
     assert set(zip(found["row"], found["other"], strict=True)) == expected
     assert found["similarity"].is_monotonic_decreasing
-
-
-@pytest.mark.parametrize("threshold", [0, -1, 1.1])
-def test_near_duplicates_threshold(threshold):
-    with pytest.raises(ValueError, match=f"threshold={threshold}"):
-        near_duplicates(dataset(KENYA), threshold)
 
 
 def test_exact_duplicates():
