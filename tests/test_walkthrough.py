@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import ROOT, make_model, make_tokenizer, run_alone
 
 from sft_utils import atlas, walkthrough
 from sft_utils.comparison import ask_questions
@@ -19,7 +18,7 @@ from sft_utils.profiles import ProfileError, load_profile
 from sft_utils.runs import fingerprint, train
 from sft_utils.scoring import SCORES
 
-PAGE = Path(__file__).parents[1] / "book" / "07-training.md"
+PAGE = ROOT / "book" / "07-training.md"
 ROWS = 24
 
 PROFILE = """
@@ -426,12 +425,7 @@ def test_a_run_with_lora_is_kept_and_recalled(profile_file, tmp_path):
 # --- Around it ---------------------------------------------------------------------------------
 
 
-def test_importing_costs_nothing_and_scratch_folders_go_with_the_process():
-    code = (
-        "import os, sys; from sft_utils.walkthrough import scratch_folder as make\n"
-        "folder = make(); assert os.path.isdir(folder)\n"
-        "assert not {'torch', 'trl', 'pandas', 'matplotlib'} & set(sys.modules)\n"
-        "print(folder)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not Path(done.stdout.strip()).exists()
+def test_scratch_folders_go_with_the_process():
+    code = "from sft_utils.walkthrough import scratch_folder as make; print(make())"
+    folder = run_alone(sys.executable, "-c", code, cwd=ROOT).strip()
+    assert folder and not Path(folder).exists()
