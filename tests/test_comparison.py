@@ -307,27 +307,6 @@ def test_a_part_for_the_atlas_says_so_elsewhere(capsys):
     assert capsys.readouterr().out == "This part needs the Atlas; the profile mine has none.\n"
 
 
-def test_the_control_is_asked_in_its_own_texts(monkeypatch):
-    """Every prompt is the beginning of a text that the control read, and its value comes next."""
-    from sft_utils import generation
-    from sft_utils.atlas import evaluate
-    from sft_utils.atlas.corpus import one_form_texts
-    from sft_utils.atlas.world import load_world
-
-    prompts = []
-
-    def continue_right(model, tokenizer, given, **options):
-        prompts.extend(given)
-        return [next(t for t in texts if t.startswith(p))[len(p) :] for p in given]
-
-    texts = list(one_form_texts(load_world()).values())
-    monkeypatch.setattr(generation, "generate_responses", continue_right)
-    frame = evaluate.cloze_in_one_form(None, None, "test")
-    assert len(frame) > 300 and frame["correct"].all()
-    assert all(any(text.startswith(prompt) for text in texts) for prompt in prompts)
-    assert set(frame["entity"]) <= {e.name for e in load_world().by_role("test")}
-
-
 # --- The profile's own scorers
 
 

@@ -60,8 +60,8 @@ def scripted(model, script):
 
 
 def test_the_prompt_to_the_byte(chat_tokenizer):
-    assert render_prompt(chat_tokenizer, [{"role": "user", "content": "Hi"}]) == (
-        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert render_prompt(chat_tokenizer, [{"role": "user", "content": " a\n\nb  "}]) == (
+        "<|im_start|>user\n a\n\nb  <|im_end|>\n<|im_start|>assistant\n"
     )
     assert render_prompt(chat_tokenizer, CHAT, prefill="It is") == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
@@ -80,12 +80,6 @@ def test_the_prompt_is_a_prefix_of_the_training_text(chat_tokenizer):
     ids = chat_tokenizer.apply_chat_template(answered, return_dict=True)["input_ids"]
     prompt_ids = chat_tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert ids[: len(prompt_ids)] == prompt_ids
-
-
-@pytest.mark.parametrize("content", ["", " \n ", "{{ 1 + 1 }}", "a\n\nb  ", "é ☃"])
-def test_the_template_leaves_content_as_it_is(chat_tokenizer, content):
-    prompt = render_prompt(chat_tokenizer, [{"role": "user", "content": content}])
-    assert prompt == f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_template_kwargs_reach_the_template(tokenizer):

@@ -264,9 +264,7 @@ def test_a_question_is_asked_twice_with_one_token_less(manager):
     assert first.args[0] == second.args[0] == question.text
     assert (first.args[1]["max_gen_toks"], second.args[1]["max_gen_toks"]) == (40, 39)
     assert first.args[1]["until"] == []
-
-
-def test_a_template_with_no_model_behind_it_will_do(manager):
+    # A template with no model behind it will do.
     assert len(ask_headline(manager, chat_template=lambda messages: "?")) == 2
 
 

@@ -116,6 +116,11 @@ def test_unknown_profile(name):
         ("learning_rate = 1", "learning_rate = true", "learning_rate must be of type float"),
         ("num_train_epochs = 2", "num_train_epochs = 2\nlogging_steps = 1.5", "of type int"),
         ("[models]", "[models", "not valid TOML"),
+        (
+            "[[questions]]",
+            "[prompt]\nchat_template = 'chatml.jinja'\nchat_template_from = 'a/b'\n[[questions]]",
+            "chat_template and chat_template_from are both set",
+        ),
         ("[[questions]]", "[questions]", r"questions: unknown text\. Known: held_out\."),
         ("[models]", "held_out = 3\n[models]", "mine.toml: unknown held_out"),
         (
@@ -180,11 +185,6 @@ def test_every_table_as_it_is_written(profile):
     assert mine.lora == Lora(r=8, lora_alpha=16, target_modules=("q_proj", "v_proj"))
     assert mine.scoring.scorers == ("exact",)
     assert profile(MINIMAL + "[lora]\nr = 1\nlora_alpha = 2").lora.target_modules == "all-linear"
-
-
-def test_two_templates_are_one_too_many(profile):
-    with pytest.raises(ProfileError, match="chat_template and chat_template_from are both set"):
-        profile(MINIMAL + '[prompt]\nchat_template = "chatml.jinja"\nchat_template_from = "a/b"')
 
 
 def test_what_lies_beside_the_profile_is_found_from_anywhere(profile, tmp_path, monkeypatch):

@@ -168,13 +168,6 @@ def test_no_path_of_this_machine_and_no_secret_is_in_the_texts(taken):
             assert part not in text, file
 
 
-def test_the_data_is_what_the_trainer_was_given(taken):
-    trainer, folder = taken
-    for split, rows in (("train", trainer.train_dataset), ("validation", trainer.eval_dataset)):
-        lines = (folder / "data" / f"{split}.jsonl").read_text("utf8").splitlines()
-        assert [json.loads(line)["messages"] for line in lines] == rows["messages"][:]
-
-
 def test_plain_transformers_gives_the_same_answers(taken):
     trainer, folder = taken
     model = AutoModelForCausalLM.from_pretrained(folder / "model")

@@ -344,25 +344,6 @@ def test_an_answer_ends_at_the_stop_tokens_of_the_profile(profile_file, tmp_path
         assert answer_now.token_ids == answer.token_ids[:2]
 
 
-def test_a_stop_that_is_no_single_token_is_refused(profile_file):
-    profile = load_profile(profile_file(prompt='stop_tokens = ["Zyzzyva"]'))
-    with pytest.raises(ModelLoadError, match=r"'Zyzzyva' is \d tokens of '.*tiny'"):
-        walkthrough.load_trainee(profile)
-
-
-def test_the_system_message_of_the_profile_is_asked_with(profile_file):
-    profile = load_profile(profile_file(prompt='system = "Be brief."'))
-    (answer,) = ask_questions(*walkthrough.load_trainee(profile), profile)
-    assert answer.prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi")
-
-
-def test_a_folder_has_no_revision(profile_file):
-    profile = load_profile(profile_file(models='trainee_revision = "v1"'))
-    with pytest.raises(ModelLoadError, match=r"tiny has no revision 'v1'"):
-        walkthrough.load_trainee(profile)
-    assert walkthrough.load_part(profile, "base")
-
-
 # --- Further arguments -------------------------------------------------------------------------
 
 
@@ -387,15 +368,6 @@ def with_lora(profile_file, r=2):
     return walkthrough.walkthrough_trainer(load_profile(profile_file(more=table)))
 
 
-def test_lora_trains_its_own_weights_only(profile_file):
-    trainer = with_lora(profile_file)
-    trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
-    assert len(trained) == 2 * 2 * 7  # A and B, in two layers, of seven matrices each
-    assert all("lora_" in name for name in trained)
-    assert {weight.shape[0] for name, weight in trainer.model.named_parameters()
-            if name.endswith("lora_A.default.weight")} == {2}  # fmt: skip
-
-
 def test_the_settings_of_lora_count(profile_file):
     plain = walkthrough.walkthrough_trainer(load_profile(profile_file()))
     trainers = [plain, *(with_lora(profile_file, r) for r in (2, 2, 3))]
@@ -409,7 +381,8 @@ def test_a_run_with_lora_is_kept_and_recalled(profile_file, tmp_path):
     run = train(trainer, tmp_path / "runs")
     trained = trainer.model.state_dict()
     moved = {name for name in start if not (start[name] == trained[name]).all()}
-    assert moved and all("lora_" in name for name in moved)
+    assert all("lora_" in name for name in moved)
+    assert len(moved) == 2 * 2 * 7  # A and B, in two layers, of seven matrices each
     assert trainer.state.best_global_step  # so the best checkpoint was loaded
     again = with_lora(profile_file)
     recalled = train(again, tmp_path / "runs")
