@@ -89,6 +89,13 @@ def test_a_missing_pad_token_is_chosen_among_those_that_end_nothing(saved, chat_
     assert tokenizer.pad_token_id not in end_token_ids(model, tokenizer)
 
 
+def test_a_pad_token_is_kept(saved, chat_tokenizer):
+    """Even one that would not be chosen."""
+    chat_tokenizer.pad_token = "<|im_end|>"
+    chat_tokenizer.save_pretrained(saved)
+    assert load_model_and_tokenizer(saved)[1].pad_token == "<|im_end|>"
+
+
 def test_no_token_to_spare_for_padding_is_reported(saved, chat_tokenizer):
     """<|endoftext|> ends documents, the other two are the template's."""
     _without_pad(saved, chat_tokenizer, eos_token="<|endoftext|>")

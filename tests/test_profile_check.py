@@ -256,6 +256,13 @@ def test_refused_rows_are_listed_with_their_lines(home, check):
     assert said["result"] == "1 problem: a build would fail"
 
 
+def test_special_tokens_in_rows_are_refused(home, check):
+    write(home / "rows.jsonl", [turns(f"Number {i}?", "It is<|im_start|>so.") for i in range(4)])
+    good, said = check()
+    assert not good
+    assert "row 3, turn 1" in said["PROBLEM"] and "<|im_start|>" in said["PROBLEM"]
+
+
 def test_an_end_that_is_never_learned_is_a_problem(home, check):
     write(home / "rows.jsonl", [turns("How long?", "It is long. " * 50)] * 4)
     good, said = check()

@@ -344,6 +344,13 @@ def test_an_answer_ends_at_the_stop_tokens_of_the_profile(profile_file, tmp_path
         assert answer_now.token_ids == answer.token_ids[:2]
 
 
+def test_a_folder_has_no_revision(profile_file):
+    profile = load_profile(profile_file(models='trainee_revision = "v1"'))
+    with pytest.raises(ModelLoadError, match=r"tiny has no revision 'v1'"):
+        walkthrough.load_trainee(profile)
+    assert walkthrough.load_part(profile, "base")
+
+
 # --- Further arguments -------------------------------------------------------------------------
 
 
