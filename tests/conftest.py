@@ -147,6 +147,33 @@ def make_model(kind, vocab_size=300, seed=0, **changes):
         return AutoModelForCausalLM.from_config(config_class(**settings | changes)).eval()
 
 
+def chat_rows(pairs):
+    """A data set of conversations, each of a question and its answer."""
+    from datasets import Dataset
+
+    return Dataset.from_list(
+        [
+            {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+            for q, a in pairs
+        ]
+    )
+
+
+def quick_config(folder, **changes):
+    """The arguments of a short run on the processor that keeps no checkpoint."""
+    from trl import SFTConfig
+
+    settings = {
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "assistant_only_loss": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    return SFTConfig(str(folder), **settings | changes)
+
+
 @pytest.fixture
 def tokenizer():
     return make_tokenizer()

@@ -11,41 +11,34 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
-import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import chat_rows, make_model, make_tokenizer, quick_config
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from sft_utils import checkpoints, quiet, runs
 from sft_utils.models import TEMPLATES
 
-ROWS = 14  # 7 batches an epoch, 14 updates in all
-UPDATES, SAVES = 14, 3  # saved after 3, 6, 9, 12 and 14; logged after 2, 4, …
+ROWS = 10  # 5 batches an epoch, 10 updates in all
+UPDATES, SAVES = 10, 3  # saved after 3, 6, 9 and 10; logged after 2, 4, …
 
 
-def rows(first: int = 0) -> Dataset:
-    return Dataset.from_list(
-        [
-            {
-                "messages": [
-                    {"role": "user", "content": "What is the capital " * (1 + i % 3) + f"{i}?"},
-                    {"role": "assistant", "content": f"It is {i * 7 % 10}."},
-                ]
-            }
-            for i in range(first, first + ROWS)
-        ]
+def rows(first: int = 0, count: int = ROWS) -> Dataset:
+    return chat_rows(
+        ("What is the capital " * (1 + i % 3) + f"{i}?", f"It is {i * 7 % 10}.")
+        for i in range(first, first + count)
     )
 
 
@@ -81,10 +74,8 @@ def build(folder: Path, adapter: LoraConfig | None = None, **changes: Any) -> SF
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (TEMPLATES / "chatml.jinja").read_text()
     settings = {
-        "output_dir": str(folder / "out"), "use_cpu": True, "bf16": False,
-        "activation_checkpointing": False, "assistant_only_loss": True, "num_train_epochs": 2,
-        "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "learning_rate": 1e-2,
-        "train_sampling_strategy": "group_by_length", "logging_steps": 2, "disable_tqdm": True,
+        "num_train_epochs": 2, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2,
+        "learning_rate": 1e-2, "train_sampling_strategy": "group_by_length", "logging_steps": 2,
         "eval_strategy": "steps", "eval_steps": SAVES, "eval_on_start": True,
         "save_strategy": "steps", "save_steps": SAVES, "save_total_limit": 1,
         "save_only_model": True, "load_best_model_at_end": True, "greater_is_better": True,
@@ -92,9 +83,9 @@ def build(folder: Path, adapter: LoraConfig | None = None, **changes: Any) -> SF
     }  # fmt: skip
     trainer = SFTTrainer(
         make_model("qwen3", attention_dropout=0.2, tie_word_embeddings=True),
-        SFTConfig(**settings | changes),
+        quick_config(folder / "out", **settings | changes),
         train_dataset=rows(),
-        eval_dataset=rows(100).select(range(4)),
+        eval_dataset=rows(100, count=4),
         processing_class=tokenizer,
         callbacks=[Recorder(), EarlyStoppingCallback(9)],
         peft_config=adapter,
@@ -158,6 +149,9 @@ def part(trainer: SFTTrainer, store: Path, spoil: Callable[[SFTTrainer, Steps], 
         steps = Steps()
         key = runs.fingerprint(trainer)
         resumed = checkpoints.last_whole_checkpoint(store / f"{key}.partial")
+        before = 0.0
+        if resumed:
+            before = json.loads((resumed / "progress_0.json").read_text())["seconds"]
         fingerprint = runs.fingerprint
         runs.fingerprint = lambda given: key  # with the callback below it would be another
         trainer.add_callback(steps)
@@ -171,6 +165,7 @@ def part(trainer: SFTTrainer, store: Path, spoil: Callable[[SFTTrainer, Steps], 
             "made": steps.made,
             "seconds": run.seconds,
             "runtime": run.log_history[-1]["train_runtime"],
+            "before": before,
             "resumed": resumed and resumed.name,
             "left": [name.replace(key, "run") for name in left],
         }
@@ -188,17 +183,6 @@ def after_update(number: int) -> Callable[[SFTTrainer, Steps], None]:
     return spoil
 
 
-def after_weights(trainer: SFTTrainer, steps: Steps) -> None:
-    save = trainer.save_model
-
-    def spoiled(*given: Any, **named: Any) -> None:
-        save(*given, **named)
-        if trainer.state.global_step == 9:
-            kill()
-
-    trainer.save_model = spoiled
-
-
 def within_optimizer(trainer: SFTTrainer, steps: Steps) -> None:
     save = torch.save
 
@@ -211,17 +195,7 @@ def within_optimizer(trainer: SFTTrainer, steps: Steps) -> None:
     torch.save = spoiled
 
 
-def after_keep(trainer: SFTTrainer, steps: Steps) -> None:
-    keep = runs._keep
-
-    def spoiled(*given: Any) -> None:
-        keep(*given)
-        kill()
-
-    runs._keep = spoiled
-
-
-def on_call(module: Any, name: str, number: int, before: Callable[..., None] = lambda *_: None):
+def on_call(module: Any, name: str, number: int, before: Callable[..., Any] = lambda *_: None):
     """Dies at a call of a function, instead of making it."""
 
     def spoil(trainer: SFTTrainer, steps: Steps) -> None:
@@ -230,7 +204,7 @@ def on_call(module: Any, name: str, number: int, before: Callable[..., None] = l
         def spoiled(*given: Any, **named: Any) -> Any:
             calls.append(given)
             if len(calls) == number:
-                before(*given)
+                before(*given, **named)
                 kill()
             return original(*given, **named)
 
@@ -239,32 +213,19 @@ def on_call(module: Any, name: str, number: int, before: Callable[..., None] = l
     return spoil
 
 
-class Os:
-    """The module `os` for the package alone, so that only its own calls are counted."""
+def own(module: str, *call: Any) -> Callable[[SFTTrainer, Steps], None]:
+    """A module for the package alone, so that only its own calls are counted."""
 
-    def __init__(self) -> None:
-        self.__dict__.update(vars(os))
-
-
-def own_os(name: str, number: int) -> Callable[[SFTTrainer, Steps], None]:
     def spoil(trainer: SFTTrainer, steps: Steps) -> None:
-        checkpoints.os = Os()
-        on_call(checkpoints.os, name, number)(trainer, steps)
+        alone = SimpleNamespace(**vars(getattr(checkpoints, module)))
+        setattr(checkpoints, module, alone)
+        on_call(alone, *call)(trainer, steps)
 
     return spoil
 
 
-def own_rmtree(number: int) -> Callable[[SFTTrainer, Steps], None]:
-    def spoil(trainer: SFTTrainer, steps: Steps) -> None:
-        class Shutil:
-            copy = shutil.copy
-            rmtree = staticmethod(shutil.rmtree)
-
-        checkpoints.shutil = Shutil
-        gone = lambda folder, *_: Path(folder, "optimizer.pt").unlink()  # noqa: E731
-        on_call(Shutil, "rmtree", number, gone)(trainer, steps)
-
-    return spoil
+def lose_optimizer(folder: Path, *_: Any) -> None:
+    Path(folder, "optimizer.pt").unlink()
 
 
 SECOND_EPOCH = "in the second epoch, between lines of the log"
@@ -272,22 +233,28 @@ SECOND_EPOCH = "in the second epoch, between lines of the log"
 OTHERS = {f"{SECOND_EPOCH}, {order}": order for order in ("at random", "of an adapter")}
 #: What ends each part of a run but the last, and from which checkpoint the next part goes on.
 KILLED = {
-    SECOND_EPOCH: [(after_update(11), "checkpoint-9")],
+    SECOND_EPOCH: [(after_update(10), "checkpoint-9")],
     "again and again": [
         (after_update(2), None),
         (after_update(4), "checkpoint-3"),
-        (after_update(13), "checkpoint-12"),
+        (after_update(8), "checkpoint-6"),
     ],
-    "the weights saved, not the optimizer": [(after_weights, "checkpoint-6")],
+    "the weights saved, not the optimizer": [
+        (on_call(SFTTrainer, "save_model", 3, SFTTrainer.save_model), "checkpoint-6")
+    ],
     "the optimizer half saved": [(within_optimizer, "checkpoint-6")],
     "all files saved, no manifest": [(on_call(checkpoints, "seal", 3), "checkpoint-6")],
-    "the manifest written, not in place": [(own_os("replace", 3), "checkpoint-6")],
+    "the manifest written, not in place": [(own("os", "replace", 3), "checkpoint-6")],
     "the manifest in place, the old one there": [
         (on_call(checkpoints, "_prune", 4), "checkpoint-9")
     ],
-    "the old checkpoint half removed": [(own_rmtree(1), "checkpoint-6")],
-    "the last checkpoint saved": [(on_call(runs, "_keep", 1), "checkpoint-14")],
-    "the run kept, the checkpoints there": [(after_keep, "checkpoint-14")],
+    "the old checkpoint half removed": [
+        (own("shutil", "rmtree", 1, lose_optimizer), "checkpoint-6")
+    ],
+    "the last checkpoint saved": [(on_call(runs, "_keep", 1), "checkpoint-10")],
+    "the run kept, the checkpoints there": [
+        (on_call(runs, "_keep", 1, runs._keep), "checkpoint-10")
+    ],
 }
 
 
@@ -321,14 +288,17 @@ def two_at_once(trainer: SFTTrainer, store: Path) -> list[tuple[int, Any]]:
 
 
 def of_two_processes(folder: Path, spoil: Callable[..., None] | None) -> list[tuple[int, Any]]:
-    """One run of two processes, as torchrun starts them; the first one is spoiled."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """One run of two processes, as torchrun starts them; the first one is spoiled.
+
+    They find each other by a file: a port that is free now may be taken when they bind it.
+    """
+    file = f"{tempfile.mkdtemp(dir=folder.parent)}/meet"
 
     def work(rank: int) -> Any:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank),
+                       "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # fmt: skip
+        store = torch.distributed.FileStore(file, 2)
+        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
         trainer, steps = build(folder), Steps()
         trainer.add_callback(steps)
         if spoil is not None and rank == 0:

@@ -4,14 +4,12 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_model
+from conftest import make_model, quick_config, run_alone
 from killed_runs import KILLED, OTHERS, SECOND_EPOCH, UPDATES
-from trl import SFTConfig
 
 from sft_utils.checkpoints import MANIFEST, WholeCheckpoints, last_whole_checkpoint, seal
 
@@ -28,13 +26,8 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     tests = Path(__file__).parent
     paths = os.pathsep.join([str(tests.parent), str(tests)])
-    done = subprocess.run(
-        [sys.executable, tests / "killed_runs.py", folder],
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    settings = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    run_alone(sys.executable, tests / "killed_runs.py", folder, cwd=folder, **settings)
     return json.loads((folder / "found.json").read_text())
 
 
@@ -68,12 +61,12 @@ def test_the_two_orders_are_not_the_same_run(found):
 
 
 @linux
-def test_the_time_of_all_parts_is_told(found):
-    for case in KILLED:
-        last = found[case][-1][1]
-        assert 0 < last["runtime"] <= last["seconds"], case
-    short = found["the last checkpoint saved"][-1][1]
-    assert short["made"] == 0 and short["runtime"] > 0.1  # what it took before
+@pytest.mark.parametrize("case", KILLED)
+def test_the_time_of_all_parts_is_told(found, case):
+    last = found[case][-1][1]
+    kept = case == "the run kept, the checkpoints there"
+    assert last["before"] < last["runtime"] <= last["seconds"] or kept
+    assert 0 < last["runtime"] <= last["seconds"]
 
 
 @linux
@@ -125,7 +118,7 @@ def cut(path):
 
 
 def damages():
-    for name in (*FILES, MANIFEST):
+    for name in (FILES[0], FILES[-1], MANIFEST):
         for harm in (Path.unlink, flip, cut):
             yield pytest.param(name, harm, id=f"{name}, {harm.__name__}")
     for text in ("", "{}", "[]", '{"files": {}}', '{"files": 3, "best": null}'):
@@ -161,8 +154,7 @@ def test_the_best_must_be_whole_as_well(tmp_path):
 @pytest.mark.parametrize("argument", [{"save_only_model": True}, {"save_total_limit": 1}])
 def test_checkpoints_that_nothing_could_go_on_from_are_refused(tmp_path, argument):
     class Trainer:
-        args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, activation_checkpointing=False,
-                         **argument)  # fmt: skip
+        args = quick_config(tmp_path, **argument)
         model = make_model("qwen3")
 
     with pytest.raises(ValueError, match=re.escape("{}={}".format(*[*argument.items()][0]))):

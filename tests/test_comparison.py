@@ -31,7 +31,7 @@ from sft_utils.comparison import (
 )
 from sft_utils.generation import Generation
 from sft_utils.scorers import SCORERS
-from sft_utils.statistics import mean_interval, proportion_interval
+from sft_utils.statistics import mean_interval, paired_interval, proportion_interval
 
 
 @pytest.fixture(autouse=True)
@@ -78,32 +78,13 @@ def test_a_pair_counts_what_was_gained_and_lost():
     assert pair.low <= pair.difference <= pair.high
 
 
-def test_nothing_changed_is_no_evidence():
-    same = frame([True, False] * 20)
-    pair = paired_difference(same, same, "exact")
-    assert (pair.difference, pair.p_value) == (0.0, 1.0)
-    assert -0.1 < pair.low < 0 < pair.high < 0.1
-
-
-def test_the_paired_interval_counts_entities_not_questions():
-    """Ten questions on each of 40 entities, all or none gained: as wide as for 40 questions."""
-    names = [f"e{i}" for i in range(40)]
-    gained, clusters = [True, False] * 20, [name for name in names for _ in range(10)]
-    each = [answer for answer in gained for _ in range(10)]
-    clustered = paired_difference(frame([False] * 400, clusters), frame(each, clusters), "exact")
-    few = paired_difference(frame([False] * 40), frame(gained), "exact")
-    many = paired_difference(frame([False] * 400), frame(each), "exact")
-    width = clustered.high - clustered.low
-    assert width == pytest.approx(few.high - few.low, rel=0.1)
-    assert width > 2.5 * (many.high - many.low)
-
-
-def test_pairing_is_tighter_than_two_separate_intervals():
-    before = frame([i % 2 == 0 for i in range(200)])
-    after = frame([i % 2 == 0 or i % 20 == 1 for i in range(200)])
-    pair = paired_difference(before, after, "exact")
-    assert pair.low > 0
-    assert share(before, "exact").high > share(after, "exact").low  # these two overlap
+def test_the_paired_interval_counts_entities():
+    clusters = [f"e{i // 10}" for i in range(400)]
+    gained = [i // 10 % 2 == 0 for i in range(400)]
+    pair = paired_difference(frame([False] * 400, clusters), frame(gained, clusters), "exact")
+    assert (pair.low, pair.high) == paired_interval([False] * 400, gained, clusters)
+    same = paired_difference(frame(gained), frame(gained), "exact")
+    assert (same.difference, same.p_value) == (0.0, 1.0) and same.low < 0 < same.high
 
 
 @pytest.mark.parametrize("column", ["question", "entity"])
@@ -217,11 +198,8 @@ def test_the_answer_table_escapes_and_pairs():
     assert "base: y" in repr(table)
 
 
-def test_the_answer_table_without_right_values_has_no_column_for_them():
+def test_right_values_only_where_there_are_some_and_every_answer():
     assert answer_table(questions(None), {"base": [answer("x")]}).columns == ("question", "base")
-
-
-def test_a_missing_answer_is_an_error():
     with pytest.raises(ValueError, match="'base' has 1 answers to 2 questions"):
         answer_table(questions(None, None), {"base": [answer("x")]})
 
@@ -253,13 +231,10 @@ def test_votes_are_counted_by_the_key():
     assert sheet.count("=====")["p_value"] == 1.0
 
 
-@pytest.mark.parametrize("votes", ["AB", "ABABX"])
-def test_wrong_votes_are_an_error(votes):
-    with pytest.raises(ValueError, match="give 5 letters"):
-        blind(n=5).count(votes)
-
-
-def test_a_blind_sheet_is_for_two():
+def test_wrong_votes_and_one_model_are_an_error():
+    for votes in ("AB", "ABABX"):
+        with pytest.raises(ValueError, match="give 5 letters"):
+            blind(n=5).count(votes)
     with pytest.raises(ValueError, match="not 1"):
         blind_sheet(questions("x"), {"old": [answer("o")]}, seed=0)
 
@@ -330,27 +305,6 @@ def test_a_part_for_the_atlas_says_so_elsewhere(capsys):
     assert atlas_only(profile("atlas-sft-data")) and capsys.readouterr().out == ""
     assert not atlas_only(profile("rows.jsonl"))
     assert capsys.readouterr().out == "This part needs the Atlas; the profile mine has none.\n"
-
-
-def test_the_control_is_asked_in_its_own_texts(monkeypatch):
-    """Every prompt is the beginning of a text that the control read, and its value comes next."""
-    from sft_utils import generation
-    from sft_utils.atlas import evaluate
-    from sft_utils.atlas.corpus import one_form_texts
-    from sft_utils.atlas.world import load_world
-
-    prompts = []
-
-    def continue_right(model, tokenizer, given, **options):
-        prompts.extend(given)
-        return [next(t for t in texts if t.startswith(p))[len(p) :] for p in given]
-
-    texts = list(one_form_texts(load_world()).values())
-    monkeypatch.setattr(generation, "generate_responses", continue_right)
-    frame = evaluate.cloze_in_one_form(None, None, "test")
-    assert len(frame) > 300 and frame["correct"].all()
-    assert all(any(text.startswith(prompt) for text in texts) for prompt in prompts)
-    assert set(frame["entity"]) <= {e.name for e in load_world().by_role("test")}
 
 
 # --- The profile's own scorers

@@ -1,8 +1,6 @@
 """Models as ONNX for the page of chapter 12: the same logits, the same bytes, or said why not."""
 
 import json
-import subprocess
-import sys
 
 import conftest
 import pytest
@@ -55,7 +53,7 @@ def chat():
 def test_logits_are_those_of_pytorch_at_every_length(tmp_path, store, kind):
     model = make_model(kind)
     export_onnx(model, tmp_path / "model.onnx", store)
-    assert worst(model, tmp_path / "model.onnx", (1, 2, 3, 16, 17, 18, 90, 128)) <= CLOSE
+    assert worst(model, tmp_path / "model.onnx", (1, 2, 17, 128)) <= CLOSE
 
 
 def test_one_graph_serves_other_weights_and_holds_none_of_the_first(tmp_path, store, monkeypatch):
@@ -67,23 +65,16 @@ def test_one_graph_serves_other_weights_and_holds_none_of_the_first(tmp_path, st
     assert worst(first, tmp_path / "second.onnx", (5, 60)) > 0.01
 
 
-def test_same_weights_give_same_bytes_traced_anew(tmp_path, store):
-    model = make_model("llama")
-    export_onnx(model, tmp_path / "a.onnx", store)
-    export_onnx(model, tmp_path / "b.onnx", tmp_path / "another store")
-    text = (tmp_path / "a.onnx").read_bytes()
-    assert text == (tmp_path / "b.onnx").read_bytes()
-    for trace in (b"site-packages", str(tmp_path).encode(), b"stack_trace", b".py"):
-        assert trace not in text
-
-
-def test_a_damaged_graph_in_the_store_is_made_again(tmp_path, store):
+def test_a_damaged_graph_is_traced_anew_and_same_weights_give_same_bytes(tmp_path, store):
     model = make_model("llama")
     export_onnx(model, tmp_path / "a.onnx", store)
     for path in store.glob("*/*.onnx"):
         path.write_bytes(path.read_bytes()[:-1])
     export_onnx(model, tmp_path / "b.onnx", store)
-    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    text = (tmp_path / "a.onnx").read_bytes()
+    assert text == (tmp_path / "b.onnx").read_bytes()
+    for trace in (b"site-packages", str(tmp_path).encode(), b"stack_trace", b".py"):
+        assert trace not in text
 
 
 def test_an_adapter_is_merged_and_the_model_left_as_it_was(tmp_path, store):
@@ -182,11 +173,3 @@ def test_a_damaged_pack_is_made_again(store, chat):
     assert not is_whole(folder)
     assert pack(load_profile("atlas"), models, store) == folder
     assert path.read_bytes() == text
-
-
-def test_importing_the_module_imports_nothing_heavy():
-    code = (
-        "import sys, sft_utils.live_model; print({'torch', 'onnx', 'onnxruntime'} & {*sys.modules})"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout == "set()\n"

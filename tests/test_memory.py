@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from conftest import make_model
-from datasets import Dataset
+from conftest import chat_rows, make_model, quick_config
 from torch.autograd.graph import saved_tensors_hooks
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from sft_utils import memory
 from sft_utils.memory import (
@@ -31,19 +30,13 @@ def test_only_what_is_alive_at_once_counts():
         second = first + 1
         return second.sum() + first.sum()
 
-    assert peak_bytes(one_at_a_time) == 1000 * FLOATS
-    assert 2000 * FLOATS <= peak_bytes(two_at_once) <= 2004 * FLOATS
-
-
-def test_views_and_operations_in_place_cost_nothing():
-    given = torch.ones(1000)
-
-    def work():
+    def in_place():
         given.view(10, 100).add_(1)
         own = given * 2
         own.view(10, 100).t()[3:].mul_(2)
 
-    assert peak_bytes(work) == 1000 * FLOATS
+    assert peak_bytes(one_at_a_time) == peak_bytes(in_place) == 1000 * FLOATS
+    assert 2000 * FLOATS <= peak_bytes(two_at_once) <= 2004 * FLOATS
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
@@ -78,42 +71,12 @@ def test_activations_are_those_that_autograd_keeps(kind, checkpointing):
     assert sum(kept.values()) == pytest.approx(estimate["activations"], rel=tolerance)
 
 
-def test_the_estimate_bounds_what_a_training_step_holds():
-    model = make_model("llama", hidden_size=64, num_hidden_layers=4).train()
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    ids = torch.ones(8, 32, dtype=torch.long)
-
-    def steps():
-        for _ in range(2):
-            model.base_model(input_ids=ids, use_cache=False).last_hidden_state.sum().backward()
-            model.base_model(input_ids=ids, use_cache=False).last_hidden_state.sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    parts = estimate_memory(model, ids.numel())
-    parts.pop("tile of the loss")
-    parts.pop("weights")  # were there before
-    measured = peak_bytes(steps)
-    assert 0.75 * sum(parts.values()) < measured < 1.1 * sum(parts.values())
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_estimate_holds_for_trls_trainer(chat_tokenizer, tmp_path, checkpointing):
-    messages = [
-        {"role": "user", "content": "What is the capital of Kenya? " * 3},
-        {"role": "assistant", "content": "It is Nairobi."},
-    ]
-    rows = Dataset.from_list([{"messages": messages}] * 8)
-    settings = {"use_cpu": True, "bf16": False, "save_strategy": "no", "report_to": "none"}
+    rows = chat_rows([("What is the capital of Kenya? " * 3, "It is Nairobi.")] * 8)
     batches = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    config = SFTConfig(
-        str(tmp_path),
-        max_steps=2,
-        assistant_only_loss=True,
-        disable_tqdm=True,
-        activation_checkpointing=checkpointing,
-        **settings,
-        **batches,
+    config = quick_config(
+        tmp_path, max_steps=2, activation_checkpointing=checkpointing, report_to="none", **batches
     )
     model = make_model("llama", vocab_size=20000, num_hidden_layers=6, tie_word_embeddings=True)
     trainer = SFTTrainer(model, config, train_dataset=rows, processing_class=chat_tokenizer)
@@ -202,15 +165,10 @@ def test_every_strategy_splits_what_it_says_to_the_byte():
     assert parts["put together"] == 2 * (outside + untied + 2 * layer)
 
 
-def test_one_device_has_nothing_to_split():
+def test_one_device_has_nothing_to_split_and_only_what_is_trained_has_gradients():
     model = make_model("qwen3")
-    expected = device_memory(model, 10)
-    for strategy in memory.STRATEGIES:
-        assert device_memory(model, 10, strategy=strategy) == expected
-
-
-def test_only_what_is_trained_has_gradients_and_averages():
-    model = make_model("qwen3")
+    alone = device_memory(model, 10)
+    assert [device_memory(model, 10, strategy=s) for s in memory.STRATEGIES] == [alone] * 4
     parts = device_memory(model, 10, devices=2, strategy="ZeRO-2", trained=101)
     assert [parts[name] for name in STATES] == [4 * model.num_parameters(), 202, 404]
 

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import SPECIAL, make_model
 from safetensors.torch import load_file, save_file
 
 from sft_utils import atlas, models
@@ -31,11 +31,7 @@ def test_loads_the_saved_weights_in_float32(saved, qwen):
     for name, weight in model.state_dict().items():
         assert weight.dtype == torch.float32
         assert torch.equal(weight, expected[name]), name
-    assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == [
-        "<|endoftext|>",
-        "<|im_start|>",
-        "<|im_end|>",
-    ]
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == SPECIAL
     assert tokenizer.padding_side == "right"
 
 
@@ -77,10 +73,6 @@ def test_a_template_whose_end_of_turn_is_no_token_is_reported(saved, tmp_path):
 # --- The pad token ---------------------------------------------------------------------------
 
 
-def test_a_pad_token_is_kept(saved):
-    assert load_model_and_tokenizer(saved)[1].pad_token == "<|endoftext|>"
-
-
 def _without_pad(saved, tokenizer, **special):
     tokenizer.pad_token = None
     for name, value in special.items():
@@ -95,6 +87,13 @@ def test_a_missing_pad_token_is_chosen_among_those_that_end_nothing(saved, chat_
         model, tokenizer = load_model_and_tokenizer(saved)
     assert tokenizer.pad_token == "<|endoftext|>"
     assert tokenizer.pad_token_id not in end_token_ids(model, tokenizer)
+
+
+def test_a_pad_token_is_kept(saved, chat_tokenizer):
+    """Even one that would not be chosen."""
+    chat_tokenizer.pad_token = "<|im_end|>"
+    chat_tokenizer.save_pretrained(saved)
+    assert load_model_and_tokenizer(saved)[1].pad_token == "<|im_end|>"
 
 
 def test_no_token_to_spare_for_padding_is_reported(saved, chat_tokenizer):
@@ -165,24 +164,62 @@ def test_missing_folder(source):
 # --- Bad folders -----------------------------------------------------------------------------
 
 
+def edit_config(saved, **changes):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | changes))
+
+
+def edit_weights(saved, edit):
+    weights = load_file(saved / "model.safetensors")
+    edit(weights)
+    save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
+
+
+def lose(pattern):
+    return lambda saved: [path.unlink() for path in saved.glob(pattern)]
+
+
+def truncate(saved):
+    file = saved / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+BROKEN = {
+    "no config": (lose("config.json"), "no config.json"),
+    "no tokenizer": (lose("tokenizer*"), "no tokenizer"),
+    "no weights": (lose("model.safetensors"), "model.safetensors is missing"),
+    "truncated weights": (truncate, "damaged"),
+    "broken config": (lambda saved: (saved / "config.json").write_text("{"), "damaged"),
+    "a missing weight": (
+        lambda saved: edit_weights(saved, lambda weights: weights.pop("model.norm.weight")),
+        "1 weights are missing … model.norm.weight",
+    ),
+    "an unexpected weight": (
+        lambda saved: edit_weights(saved, lambda weights: weights.update(extra=torch.zeros(2))),
+        "have no place in the model … extra",
+    ),
+    "a weight of another shape": (
+        lambda saved: edit_config(saved, intermediate_size=48),
+        "(64, 32) in the file, (48, 32) in the model",
+    ),
+    "a tokenizer of another model": (
+        lambda saved: make_model("qwen3", vocab_size=200).save_pretrained(saved),
+        "ids up to 299 … 200 embeddings",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_folder(saved, case):
+    damage, parts = BROKEN[case]
+    damage(saved)
+    message = load_error(saved)
+    assert str(saved) in message
+    assert [part for part in parts.split(" … ") if part not in message] == []
+
+
 def test_a_file_instead_of_a_folder(saved):
     assert "it is a file" in load_error(saved / "model.safetensors")
-
-
-def test_no_config(saved):
-    (saved / "config.json").unlink()
-    assert "no config.json" in load_error(saved)
-
-
-def test_no_tokenizer(saved):
-    for path in saved.glob("tokenizer*"):
-        path.unlink()
-    assert "no tokenizer" in load_error(saved)
-
-
-def test_no_weights(saved):
-    (saved / "model.safetensors").unlink()
-    assert "model.safetensors is missing" in load_error(saved)
 
 
 def test_only_pickled_weights_are_not_opened(saved, monkeypatch):
@@ -194,19 +231,6 @@ def test_only_pickled_weights_are_not_opened(saved, monkeypatch):
     assert "save_pretrained" in message
 
 
-def test_truncated_weights(saved):
-    file = saved / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    message = load_error(saved)
-    assert str(saved) in message
-    assert "damaged" in message
-
-
-def test_broken_config(saved):
-    (saved / "config.json").write_text("{")
-    assert "damaged" in load_error(saved)
-
-
 def test_a_missing_shard(saved, qwen):
     (saved / "model.safetensors").unlink()
     qwen.save_pretrained(saved, max_shard_size="20KB")
@@ -216,46 +240,9 @@ def test_a_missing_shard(saved, qwen):
     assert shards[-1].name in load_error(saved)
 
 
-def edit_weights(saved, edit):
-    weights = load_file(saved / "model.safetensors")
-    edit(weights)
-    save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
-
-
-def test_a_missing_weight(saved):
-    edit_weights(saved, lambda weights: weights.pop("model.norm.weight"))
-    message = load_error(saved)
-    assert "1 weights are missing" in message
-    assert "model.norm.weight" in message
-
-
-def test_an_unexpected_weight(saved):
-    edit_weights(saved, lambda weights: weights.update(extra=torch.zeros(2)))
-    message = load_error(saved)
-    assert "have no place in the model" in message
-    assert "extra" in message
-
-
-def test_a_weight_of_another_shape(saved):
-    config = json.loads((saved / "config.json").read_text())
-    config["intermediate_size"] = 48
-    (saved / "config.json").write_text(json.dumps(config))
-    message = load_error(saved)
-    assert "(64, 32) in the file, (48, 32) in the model" in message
-
-
-def test_a_tokenizer_of_another_model(saved):
-    make_model("qwen3", vocab_size=200).save_pretrained(saved)
-    message = load_error(saved)
-    assert "ids up to 299" in message
-    assert "200 embeddings" in message
-
-
 def test_code_in_the_folder_is_never_run(saved):
-    config = json.loads((saved / "config.json").read_text())
-    config["model_type"] = "mine"
-    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
-    (saved / "config.json").write_text(json.dumps(config))
+    auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    edit_config(saved, model_type="mine", auto_map=auto_map)
     (saved / "evil.py").write_text("raise SystemExit('the code ran')")
     assert "Cannot load the model" in load_error(saved)
 

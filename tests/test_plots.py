@@ -1,10 +1,7 @@
 """Figures: words for those who cannot see, no meaning in color alone, the same bytes every time."""
 
 import html
-import os
 import re
-import subprocess
-import sys
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -94,80 +91,50 @@ def markers(figure):
 
 
 @pytest.mark.parametrize("name", DRAW)
-def test_alt_text_and_title(name):
+def test_every_figure(name):
+    """Words for who cannot see it, ids of its own, colors of the page or the palette."""
+    import matplotlib
+
     alt = 'Loss falls: "2" > 1 & <0.5>'
     figure = DRAW[name](alt)
-    soup = BeautifulSoup(figure._repr_html_(), "html.parser")
-    [shown] = soup.find_all("figure")
-    assert shown["role"] == "img"
-    assert shown["aria-label"] == alt
+    [shown] = BeautifulSoup(figure._repr_html_(), "html.parser").find_all("figure")
+    assert (shown["role"], shown["aria-label"]) == ("img", alt)
     assert [title.text for title in shown.find("svg").find_all("title")] == [alt]
     assert repr(figure) == f"Figure: {alt}"
-
-
-@pytest.mark.parametrize("name", DRAW)
-@pytest.mark.parametrize("alt", ["", " \n"])
-def test_no_figure_without_alt_text(name, alt):
     with pytest.raises(ValueError, match="alt is empty"):
-        DRAW[name](alt)
+        DRAW[name](" \n")
 
-
-@pytest.mark.parametrize("name", DRAW)
-def test_colors_are_the_page_s_or_of_the_palette(name):
-    svg = DRAW[name]("words").svg
+    svg = figure.svg
     assert "currentColor" in svg
     assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) <= {color.lower() for color in PALETTE}
     for text in re.findall(r'<text style="([^"]*)"', svg):
         assert "fill: " in text, "without a fill, text is black on dark"
-    assert DRAW[name]("words").svg.count("<style") == 0, "a style in an SVG is the whole page's"
+    assert "<style" not in svg, "a style in an SVG is the whole page's"
+
+    ids = re.findall(r' id="([^"]+)"', svg)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg)) == set(ids)
+    other = loss_curves([{"step": 7, "loss": 0.125}], alt="words")
+    assert not set(ids) & set(re.findall(r' id="([^"]+)"', other.svg))
+
+    # The same bytes again, whatever the reader's style and the day.
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "svg.hashsalt": "x"}):
+        before = dict(matplotlib.rcParams)
+        assert DRAW[name](alt).svg == svg
+        assert dict(matplotlib.rcParams) == before
+    assert not re.search(r"\b20\d\d-\d\d-\d\d", svg)
 
 
 @pytest.mark.parametrize("color", PALETTE)
-@pytest.mark.parametrize("page", ["#ffffff", "#14181e"])
-def test_palette_stands_out_on_white_and_on_dark(color, page):
+def test_palette_stands_out_on_white_and_on_dark(color):
     def luminance(code):
         levels = [int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in levels]
         return sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
-    dark, light = sorted((luminance(color), luminance(page)))
-    assert (light + 0.05) / (dark + 0.05) >= 3
-
-
-@pytest.mark.parametrize("name", DRAW)
-def test_ids_resolve_and_are_the_figure_s_own(name):
-    figure = DRAW[name]("words")
-    ids = re.findall(r' id="([^"]+)"', figure.svg)
-    assert len(ids) == len(set(ids))
-    assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', figure.svg)) == set(ids)
-    other = loss_curves([{"step": 7, "loss": 0.125}], alt="words")
-    assert not set(ids) & set(re.findall(r' id="([^"]+)"', other.svg))
-
-
-@pytest.mark.parametrize("name", DRAW)
-def test_same_bytes_again_whatever_the_reader_s_style(name):
-    import matplotlib
-
-    first = DRAW[name]("words").svg
-    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "svg.hashsalt": "x"}):
-        before = dict(matplotlib.rcParams)
-        assert DRAW[name]("words").svg == first
-        assert dict(matplotlib.rcParams) == before
-    assert not re.search(r"\b20\d\d-\d\d-\d\d", first)
-
-
-def test_same_bytes_in_another_process():
-    code = (
-        "from sft_utils.plots import lengths; import sys;"
-        "sys.stdout.write(lengths([3, 5, 5, 9], limit=8, alt='words').svg)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        check=True,
-        env={**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"},
-    )
-    assert result.stdout.decode() == DRAW["lengths"]("words").svg
+    for page in ("#ffffff", "#14181e"):
+        dark, light = sorted((luminance(color), luminance(page)))
+        assert (light + 0.05) / (dark + 0.05) >= 3
 
 
 def test_words_from_data_are_escaped_and_no_formula():
@@ -183,7 +150,7 @@ def test_words_from_data_are_escaped_and_no_formula():
 
 
 def test_score_bars_print_values_and_intervals():
-    found = words(score_bars(TABLE, alt="words"))
+    found = words(score_bars(TABLE.set_index(["label", "score"]), alt="words"))
     for expected in ("exact answer (n = 240)", "stops by itself (n = 240)"):
         assert found.count(expected) == 1
     assert found.count("base") == found.count("SFT") == 2
@@ -192,37 +159,14 @@ def test_score_bars_print_values_and_intervals():
     assert {"0", "70", "12", "100"} <= set(found)
 
 
-def test_score_bars_take_the_tables_of_scoring():
-    from sft_utils.scoring import score_table
-
-    answers = pd.DataFrame(
-        {
-            "entity": ["Kenya", "Kenya", "Peru"],
-            "exact": [True, True, True],
-            "right_value": [True, True, True],
-            "value_anywhere": [True, True, True],
-            "stops": [False, False, False],
-        }
-    )
-    table = pd.concat({"base": score_table(answers), "SFT": score_table(answers)}, names=["label"])
-    found = words(score_bars(table, alt="words"))
-    ranges = [word for word in found if word.startswith("(")]
-    assert len(ranges) == 8
-    assert sum(word.endswith(" to 100)") for word in ranges) == 6  # all right
-    assert sum(word.startswith("(0 to ") for word in ranges) == 2  # all wrong
-    assert "(100 to 100)" not in ranges and "(0 to 0)" not in ranges
-    assert "value anywhere (n = 3)" in found
-
-
 def test_each_label_has_its_hatch():
     table = pd.DataFrame(
-        [(f"model {i}", "exact", 0.5, 0.4, 0.6) for i in range(len(HATCHES))],
+        [(f"model {i}", score, 0.5, 0.4, 0.6) for score in ("exact", "stops") for i in range(7)],
         columns=["label", "score", "mean", "low", "high"],
     )
-    assert len(set(hatches(score_bars(table, alt="words")))) == len(HATCHES) == 7
-    base, tuned, base_again, tuned_again = hatches(score_bars(TABLE, alt="words"))
-    assert base == base_again == "" != tuned
-    assert tuned == tuned_again
+    found = hatches(score_bars(table, alt="words"))
+    assert len(set(found)) == len(HATCHES) == 7
+    assert found[:7] == found[7:] and found[0] == ""
 
 
 @pytest.mark.parametrize(
@@ -282,10 +226,9 @@ def test_loss_curves_draw_only_what_was_logged():
         loss_curves([{"step": 1, "train_loss": 2.0}], alt="words")
 
 
-@pytest.mark.parametrize("last", [float("nan"), float("inf")])
-def test_a_diverged_run_says_so(last):
-    log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": last}]
-    assert f"training {last}" in words(loss_curves(log, alt="words"))
+def test_a_diverged_run_says_so():
+    log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}]
+    assert "training nan" in words(loss_curves(log, alt="words"))
 
 
 def test_lines_that_end_together_have_labels_apart():
@@ -305,21 +248,16 @@ def test_lengths_hatch_exactly_what_is_beyond_the_limit():
     assert "median 6.5 tokens, longest 11; limit 8: 2 of 6 rows are longer" in words(figure)
 
 
-def test_bars_never_straddle_the_limit():
-    values = list(range(20, 200))
-    figure = lengths(values, limit=111, alt="words")
-    bars = hatches(figure)
+def test_bars_are_few_and_never_straddle_the_limit():
+    bars = hatches(lengths(range(20, 200), limit=111, alt="words"))
     assert len(bars) <= 31
-    assert "" in bars[:1] and bars[-1] != ""
-    assert any("limit 111: 88 of 180 rows are longer" in text for text in words(figure))
+    assert bars == sorted(bars) and bars[0] == "" != bars[-1]
 
 
 def test_a_far_limit_is_told_and_not_drawn():
     figure = lengths(pd.Series([10, 20]), limit=1024, alt="words")
-    assert any(
-        text.endswith("limit 1024: 0 of 2 rows are longer, far to the right →")
-        for text in words(figure)
-    )
+    told = "limit 1024: 0 of 2 rows are longer, far to the right →"
+    assert any(text.endswith(told) for text in words(figure))
     assert not any("stroke-dasharray" in style for style in styles(figure))
 
 
@@ -344,45 +282,24 @@ TOKENS = [
 ]
 
 
-def boxes():
-    return BeautifulSoup(loss_view(TOKENS)._repr_html_(), "html.parser").find_all("span")
-
-
-def test_loss_view_marks_exactly_the_tokens_that_carry_loss():
-    shown = [("loss" in box.get("class", []), box.find("small").text.split(" ")) for box in boxes()]
-    assert shown == [
-        (carries, [MARK, str(token)] if carries else [str(token)]) for _, token, carries in TOKENS
-    ]
-
-
-def test_loss_view_makes_white_space_visible_and_escapes():
-    assert [box.find("i").text for box in boxes()] == [
-        "<|im_start|>",
-        "user",
-        "↵",
-        "␣<b>&",
-        "It",
-        "␣is⇥so[U+202E]",
-        "<|im_end|>",
-        "↵",
-        "[empty]",
-    ]
+def test_loss_view_marks_the_tokens_that_carry_loss_and_shows_what_cannot_be_seen():
     raw = loss_view(TOKENS)._repr_html_()
-    assert "␣&lt;b&gt;&amp;" in raw
+    soup = BeautifulSoup(raw, "html.parser")
+    shown = ["<|im_start|>", "user", "↵", "␣<b>&", "It", "␣is⇥so[U+202E]", "<|im_end|>", "↵"]
+    assert [
+        ("loss" in box.get("class", []), box.find("small").text, box.find("i").text)
+        for box in soup.find_all("span")
+    ] == [
+        (carries, f"{MARK} {token}" if carries else str(token), text)
+        for (_, token, carries), text in zip(TOKENS, [*shown, "[empty]"], strict=True)
+    ]
     assert raw.count("<br>") == 2, "a line break after each token that ends in one"
-
-
-def test_loss_view_looks_different_without_color():
-    style = BeautifulSoup(loss_view(TOKENS)._repr_html_(), "html.parser").find("style").text
+    assert "<script" not in raw
+    legend = f"{MARK}, bold and underlined: carries loss (3 of 9 tokens)"
+    assert legend in soup.find("p").text
+    style = soup.find("style").text
     assert "font-weight:bold;text-decoration:underline" in style
     assert not re.search(r"[{;]color:(?!inherit)", style), "text takes the page's color"
-
-
-def test_loss_view_has_its_legend_in_words_and_no_script():
-    raw = loss_view(TOKENS)._repr_html_()
-    legend = BeautifulSoup(raw, "html.parser").find("p").text
-    assert f"{MARK}, bold and underlined: carries loss (3 of 9 tokens)" in legend
-    assert "<script" not in raw
 
 
 def test_loss_view_as_plain_text():
@@ -403,9 +320,5 @@ def test_curves_draw_every_panel_and_name_every_line():
         "loss": {"validation": [(0, 2.0), (1, 1.0)]},
         "rate": {"a": [(0, 1.0)], "b": [(0, 0.5)]},
     }
-    figure = curves(panels, xlabel="epoch", alt="Loss falls from 2 to 1.")
-    for text in ("loss", "rate", "validation", "a 1", "b 0.5", "epoch"):
-        assert text in figure.svg
-    assert figure.alt == "Loss falls from 2 to 1."
-    with pytest.raises(ValueError, match="alt"):
-        curves(panels, xlabel="epoch", alt="")
+    figure = curves(panels, xlabel="epoch", alt="words")
+    assert {"loss", "rate", "validation 1", "a 1", "b 0.5", "epoch"} <= set(words(figure))

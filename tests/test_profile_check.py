@@ -4,13 +4,11 @@ import json
 import math
 import re
 import shutil
-import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, make_model, make_tokenizer
+from conftest import ROOT, chat_rows, make_model, make_tokenizer, run_alone
 from lookalikes import write_models
 
 from sft_utils import profile_check, walkthrough
@@ -43,12 +41,8 @@ text = "Hi"
 
 
 def turns(question, answer):
-    return {
-        "messages": [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": answer},
-        ]
-    }
+    [row] = chat_rows([(question, answer)])
+    return row
 
 
 def write(path, rows):
@@ -153,37 +147,30 @@ def test_an_update_of_a_trainer_takes_as_many_tokens(home):
 
 
 def files(folder):
-    """Without empty folders: importing torch makes one."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_it_writes_nothing(home):
+def test_the_command_tells_writes_nothing_and_has_a_status(home, monkeypatch, capsys):
     inside = home.parent
     for name in ("cwd", "temporary", "cache"):
         (inside / name).mkdir()
+    monkeypatch.chdir(inside / "cwd")
+    monkeypatch.setattr("tempfile.tempdir", str(inside / "temporary"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(inside / "cache"))
     text = (home / "mine.toml").read_text()
     (home / "mine.toml").write_text("questions = {held_out = 3}\n" + text.partition("[[q")[0])
     before = files(inside)
-    done = subprocess.run(
-        [sys.executable, "-B", "-m", "sft_utils.profiles", "check", str(home / "mine.toml")],
-        cwd=inside / "cwd",
-        env={
-            "PATH": "",
-            "HOME": str(inside / "cwd"),
-            "TMPDIR": str(inside / "temporary"),
-            "HF_HOME": str(inside / "cache"),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(profile_check.__file__).parents[1]),
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("can be built\n")
-    assert "mine, 3 questions, drawn from the data and kept out of training" in done.stdout
-    assert "24 rows, 3 left out (3 questions are held out)" in done.stdout
+    assert main(["check", str(home / "mine.toml")]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("result     can be built\n")
+    assert "mine, 3 questions, drawn from the data and kept out of training" in said
+    assert "24 rows, 3 left out (3 questions are held out)" in said
     assert files(inside) == before
+    monkeypatch.setenv("SFT_PROFILE", str(home / "none.toml"))
+    assert main(["check"]) == 1
+    assert capsys.readouterr().out.startswith("PROBLEM    There is no profile")
+    with pytest.raises(SystemExit):
+        main([])
 
 
 def test_a_cut_is_told(home, check, monkeypatch):
@@ -272,8 +259,7 @@ def test_refused_rows_are_listed_with_their_lines(home, check):
 
 
 def test_special_tokens_in_rows_are_refused(home, check):
-    rows = [turns(f"Number {i}?", "It is<|im_start|>so.") for i in range(4)]
-    write(home / "rows.jsonl", rows)
+    write(home / "rows.jsonl", [turns(f"Number {i}?", "It is<|im_start|>so.") for i in range(4)])
     good, said = check()
     assert not good
     assert "row 3, turn 1" in said["PROBLEM"] and "<|im_start|>" in said["PROBLEM"]
@@ -363,19 +349,11 @@ def test_the_same_with_a_template_that_marks_no_answers_cannot(example, tmp_path
 # --- The command -------------------------------------------------------------------------------
 
 
-def test_the_exit_status(home, capsys, monkeypatch):
-    assert main(["check", str(home / "mine.toml")]) == 0
-    assert capsys.readouterr().out.endswith("result     can be built\n")
-    monkeypatch.setenv("SFT_PROFILE", str(home / "none.toml"))
-    assert main(["check"]) == 1
-    assert capsys.readouterr().out.startswith("PROBLEM    There is no profile")
-    with pytest.raises(SystemExit):
-        main([])
+def test_the_module_that_is_documented_runs_the_command():
+    command = (sys.executable, "-m", "sft_utils.profiles", "check", "--help")
+    assert "check" in run_alone(*command, cwd=ROOT)
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 bytes"), (999, "999 bytes"), (2_950_000, "2.95 MB"), (4e12, "4e+03 GB")],
-)
-def test_sizes(count, text):
-    assert profile_check._size(count) == text
+def test_sizes():
+    shown = [profile_check._size(count) for count in (999, 2_950_000, 4e12)]
+    assert shown == ["999 bytes", "2.95 MB", "4e+03 GB"]

@@ -45,57 +45,28 @@ def profile(tmp_path, monkeypatch):
     return load
 
 
-def test_the_default_is_the_atlas(monkeypatch):
+def test_the_default_is_the_atlas_and_the_environment_names_another(monkeypatch):
     monkeypatch.delenv("SFT_PROFILE", raising=False)
     atlas = load_profile()
-    assert atlas.name == "atlas"
-    assert dataclasses.astuple(atlas.models)[:4] == (
-        "atlas-base",
-        "atlas-sft",
-        "atlas-small",
-        "atlas-base-1form",
-    )
-    assert set(dataclasses.astuple(atlas.models)[4:]) == {None}
-    assert atlas.data.source == "atlas-sft-data"
-    assert len(atlas.questions) == 10
+    assert (atlas.name, atlas.models.base, atlas.models.reference_revision) == (
+        "atlas", "atlas-base", None,
+    )  # fmt: skip
     assert all(question.answer for question in atlas.questions)
     monkeypatch.setenv("SFT_PROFILE", "")
     assert load_profile() == atlas
-
-
-def test_the_hub_by_the_environment(monkeypatch):
     monkeypatch.setenv("SFT_PROFILE", "hub")
-    hub = load_profile()
-    assert dataclasses.astuple(hub.models)[:4] == (
-        "Qwen/Qwen3-0.6B-Base",
-        "banghua/Qwen3-0.6B-SFT",
-        "HuggingFaceTB/SmolLM2-135M",
-        None,
-    )
-    assert (hub.data.source, hub.data.split, hub.data.rows) == (
-        "banghua/DL-SFT-Dataset",
-        "train",
-        100,
-    )
-    assert hub.prompt.template_kwargs == {"enable_thinking": False}
-    assert hub.prompt.chat_template == "chatml.jinja"
-    assert hub.sft.learning_rate == 8e-5
-    assert hub.sft.activation_checkpointing is False
-    assert 8 <= len(hub.questions) <= 12
+    assert load_profile().models.trainee == "HuggingFaceTB/SmolLM2-135M"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
-def test_shipped_profiles_ask_each_question_once(path):
-    texts = [question.text for question in load_profile(path.stem).questions]
-    assert len(set(texts)) == len(texts)
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
-def test_settings_are_arguments_of_todays_sftconfig(path):
+def test_a_shipped_profile_asks_each_question_once_and_names_todays_arguments(path):
     from trl import SFTConfig
 
+    profile = load_profile(path.stem)
+    texts = [question.text for question in profile.questions]
+    assert len(set(texts)) == len(texts) >= 8
     known = {f.name for f in dataclasses.fields(SFTConfig)}
-    assert set(dataclasses.asdict(load_profile(path.stem).sft)) - {"arguments"} <= known
+    assert set(dataclasses.asdict(profile.sft)) - {"arguments"} <= known
 
 
 def test_a_profile_of_ones_own(profile):
@@ -152,20 +123,15 @@ def test_unknown_profile(name):
         ('base = "my/base"', "base = 5", r"models: base must be of type str, not 5"),
         ("[sft]", "[sft]\nlearn = 1", r"sft: unknown learn. Known: learning_rate, .*"),
         ("learning_rate = 1", "learning_rate = true", "learning_rate must be of type float"),
-        ("learning_rate = 1", 'learning_rate = "1e-4"', "must be of type float, not '1e-4'"),
         ("num_train_epochs = 2", "num_train_epochs = 2\nlogging_steps = 1.5", "of type int"),
-        ("[models]", "extra = 1\n[models]", "mine.toml: unknown extra"),
         ("[models]", "[models", "not valid TOML"),
-        ("[[questions]]", "[questions]", r"questions: unknown text\. Known: held_out\."),
-        ("learning_rate = 1", "learning_rte = 1", r"sft: unknown learning_rte\. Did you mean lear"),
-        ("[[questions]]", "[lorra]\nr = 8\n[[questions]]", r"unknown lorra\. Did you mean lora\?"),
-        ("[[questions]]", "[lora]\nr = 8\n[[questions]]", "lora: lora_alpha is missing"),
-        ("[models]", "held_out = 3\n[models]", "mine.toml: unknown held_out"),
         (
             "[[questions]]",
-            "[scoring]\nscorers = 'a'\n[[questions]]",
-            "scorers must be a list of val",
+            "[prompt]\nchat_template = 'chatml.jinja'\nchat_template_from = 'a/b'\n[[questions]]",
+            "chat_template and chat_template_from are both set",
         ),
+        ("[[questions]]", "[questions]", r"questions: unknown text\. Known: held_out\."),
+        ("[models]", "held_out = 3\n[models]", "mine.toml: unknown held_out"),
         (
             "[[questions]]",
             "[scoring]\nscorers = ['stops', 'contain']\n[[questions]]",
@@ -188,21 +154,13 @@ def test_unknown_profile(name):
             "[sft.arguments]\noutput_dir = 'a'\n[[questions]]",
             "output_dir is chosen",
         ),
-        ('text = "Who?"', "", r"questions\[0\]: text is missing"),
         ('[data]\nsource = "mine.jsonl"', "", "data is missing"),
-        ('[data]\nsource = "mine.jsonl"', "[data]\nsource = 'a'\nrows = '5'", "rows must be of"),
     ],
 )
 def test_badly_written_profiles(profile, old, new, problem):
     assert old in MINIMAL
     with pytest.raises(ProfileError, match=problem):
         profile(MINIMAL.replace(old, new, 1))
-
-
-def test_no_questions(profile):
-    text = "questions = []\n" + MINIMAL.partition("[[questions]]")[0]
-    with pytest.raises(ProfileError, match="`questions` is empty"):
-        profile(text)
 
 
 def test_a_reference_is_optional_and_its_revision_needs_it(profile):
@@ -236,11 +194,6 @@ def test_every_table_as_it_is_written(profile):
     assert mine.lora == Lora(r=8, lora_alpha=16, target_modules=("q_proj", "v_proj"))
     assert mine.scoring.scorers == ("exact",)
     assert profile(MINIMAL + "[lora]\nr = 1\nlora_alpha = 2").lora.target_modules == "all-linear"
-
-
-def test_two_templates_are_one_too_many(profile):
-    with pytest.raises(ProfileError, match="chat_template and chat_template_from are both set"):
-        profile(MINIMAL + '[prompt]\nchat_template = "chatml.jinja"\nchat_template_from = "a/b"')
 
 
 def test_what_lies_beside_the_profile_is_found_from_anywhere(profile, tmp_path, monkeypatch):
@@ -341,19 +294,18 @@ def test_a_file_of_questions_that_is_not_there(with_questions):
         with_questions("questions = 'q.csv'")
 
 
-def conversation(number, *, system=None):
-    turns = [{"role": "system", "content": system}] if system else []
-    return turns + [
-        {"role": "user", "content": f"Number {number}?"},
-        {"role": "assistant", "content": f"It is {number}."},
-        {"role": "user", "content": "Sure?"},
-        {"role": "assistant", "content": "Yes."},
-    ]
-
-
 def rows(count):
-    found = [conversation(i, system="Be brief." if i % 2 else None) for i in range(count)]
-    return "".join(json.dumps({"messages": messages}) + "\n" for messages in [*found, found[0]])
+    """Conversations of two turns, each second with a system message, and the first once more."""
+    found = []
+    for i in [*range(count), 0]:
+        texts = (f"Number {i}?", f"It is {i}.", "Sure?", "Yes.")
+        turns = [{"role": "system", "content": "Be brief."}] if i % 2 else []
+        turns += [
+            {"role": role, "content": text}
+            for role, text in zip(("user", "assistant") * 2, texts, strict=True)
+        ]
+        found.append(json.dumps({"messages": turns}) + "\n")
+    return "".join(found)
 
 
 HELD_OUT = "questions = { held_out = 4 }"

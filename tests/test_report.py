@@ -145,13 +145,6 @@ def test_held_out_questions_are_asked_as_the_profile_asks(profile, qwen, chat_to
     assert [one.messages[1]["content"] for one in held] == ["Q", "R"]
 
 
-def test_questions_with_a_right_value_are_no_held_out_answers(profile, qwen, chat_tokenizer):
-    """``answer`` is a value to look for then, and no answer that one would give."""
-    assert profile.questions[0].answer and not profile.held_out
-    rows = [conversation("Hi", "Hello.")]
-    assert len(report.held_out_answers(profile, rows, (qwen, chat_tokenizer))) == 1
-
-
 def test_what_cannot_be_asked_is_left_out_and_counted(profile, qwen, chat_tokenizer, capsys):
     rows = [
         conversation("Hi", "Hello."),
@@ -178,9 +171,7 @@ def test_at_most_so_many_are_drawn(profile, qwen, chat_tokenizer):
 @pytest.mark.parametrize(
     ("ids", "share"),
     [
-        ([], 0.0),
         ([1, 2, 3], 0.0),  # no run of four
-        ([1, 2, 3, 4, 5], 0.0),
         ([1, 1, 1, 1, 1, 1], 2 / 3),  # three runs, all alike
         ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5),  # 1234 2341 3412 4123 1234
     ],
@@ -234,16 +225,13 @@ def test_an_interval_counts_rows():
     assert (made.low + made.high) / 2 == pytest.approx(3)
 
 
-def test_perplexity_is_the_exponential_of_the_loss():
+def test_perplexity_is_the_exponential_of_the_loss_and_nan_is_not_counted():
     table = frame([1.0, 2.0, 6.0], [1, 1, 0])
     loss = report.held_out_measure(table, "loss")
     found = report.held_out_measure(table, "perplexity")
     for end in ("value", "low", "high"):
         assert getattr(found, end) == pytest.approx(math.exp(getattr(loss, end)))
-
-
-def test_what_was_not_measured_is_not_counted():
-    found = report.held_out_measure(frame([1.0, 2.0, 6.0], [1, 1, 0]), "end_loss")
+    found = report.held_out_measure(table, "end_loss")
     assert (found.value, found.n) == (1.0, 2)
 
 
@@ -306,15 +294,10 @@ def answers(stopped, cut, ids=(5, 6, 7, 8)):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (answers(10, 0), "ends nearly all of its answers by itself"),
         (answers(9, 1), "ends nearly all of its answers by itself"),
         (answers(8, 2), "ends some of its answers by itself and runs on in others"),
         (answers(2, 8), "ends some of its answers by itself and runs on in others"),
         (answers(1, 9), "runs on, and nearly all of its answers are cut at the limit"),
-        (
-            answers(0, 1, [1] * 8),
-            "runs on, and nearly all of its answers are cut at the limit, repeating itself",
-        ),
         # Of five runs one is not new; the end token is no part of a sixth.
         (
             answers(1, 0, [1, 2, 3, 4] * 2),

@@ -71,7 +71,6 @@ def test_names(name):
     ("measure", "text"),
     [
         (Measure(0.978, "%"), "97.8 %"),
-        (Measure(0.9, "points"), "+90.0 points"),
         (Measure(-0.0004, "points"), "+0.0 points"),
         (Measure(-0.126, "points", digits=0), "-13 points"),
         (Measure(12345), "12,345"),

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -13,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
-from datasets import Dataset
+from conftest import ROOT, chat_rows, make_model, make_tokenizer, quick_config, run_alone
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -29,15 +27,6 @@ ROWS = [
     ("Which animal is the largest?", "It is the blue whale."),
     ("Hi", "Hello."),
 ]
-
-
-def rows(pairs):
-    return Dataset.from_list(
-        [
-            {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
-            for q, a in pairs
-        ]
-    )
 
 
 class Recorder(TrainerCallback):
@@ -56,26 +45,19 @@ class Recorder(TrainerCallback):
 def build(tmp_path):
     """Returns a function that builds the same small trainer, but for the changes asked for."""
 
-    def trainer(*, trainer_class=SFTTrainer, pairs=ROWS, callbacks=(), **changes):
+    def trainer(*, trainer_class=SFTTrainer, callbacks=(), **changes):
         tokenizer = make_tokenizer()
         tokenizer.chat_template = (TEMPLATES / "chatml.jinja").read_text()
         settings = {
-            "output_dir": str(tmp_path / "out"),
-            "use_cpu": True,
-            "bf16": False,
-            "activation_checkpointing": False,
-            "assistant_only_loss": True,
             "per_device_train_batch_size": 2,
             "max_steps": 3,
             "learning_rate": 1e-2,
             "logging_steps": 1,
-            "save_strategy": "no",
-            "disable_tqdm": True,
         }
         return trainer_class(
             make_model("qwen3", attention_dropout=0.2, tie_word_embeddings=True),
-            SFTConfig(**settings | changes),
-            train_dataset=rows(pairs),
+            quick_config(tmp_path / "out", **settings | changes),
+            train_dataset=chat_rows(ROWS),
             processing_class=tokenizer,
             callbacks=list(callbacks),
         )
@@ -217,9 +199,9 @@ class OtherCollator:
         self.__dict__.update(vars(collator))
 
 
-def with_tokens(*tokens):
+def with_token(token):
     tokenizer = make_tokenizer()
-    tokenizer.add_tokens(list(tokens))
+    tokenizer.add_tokens([token])
     return tokenizer
 
 
@@ -235,37 +217,25 @@ def test_everything_that_matters_changes_the_fingerprint(build, monkeypatch):
 
     for name, value in {
         "learning_rate": 2e-2,
-        "max_steps": 4,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 2,
         "seed": 1,
-        "data_seed": 1,
-        "logging_steps": 2,
         "assistant_only_loss": False,
-        "weight_decay": 0.1,
-        "lr_scheduler_type": "cosine",
         "lr_scheduler_kwargs": {"num_cycles": 2},
         "save_strategy": "steps",
     }.items():
-        try_out(
-            name, lambda patch, name=name, value=value: patch.setattr(trainer.args, name, value)
-        )
+        try_out(name, lambda patch, n=name, v=value: patch.setattr(trainer.args, n, v))
 
     prepared = trainer.train_dataset
     tokenizer = trainer.processing_class
     optimizers = {rate: torch.optim.SGD(trainer.model.parameters(), lr=rate) for rate in (0.1, 0.2)}
     for name, attribute, value in (
-        ("one row fewer", "train_dataset", prepared.select(range(3))),
         ("another order", "train_dataset", prepared.select([1, 0, 2, 3])),
         ("other labels", "train_dataset", prepared.map(lambda row: {"labels": row["input_ids"]})),
         ("evaluation", "eval_dataset", prepared),
         ("evaluations", "eval_dataset", {"mine": prepared}),
-        ("weights", "model", make_model("qwen3", 300, 1, tie_word_embeddings=True)),
+        ("weights", "model", make_model("qwen3", seed=1, tie_word_embeddings=True)),
         ("no dropout", "model", make_model("qwen3", tie_word_embeddings=True)),
-        ("architecture", "model", make_model("llama")),
         ("float64", "model", make_model("llama").to(torch.float64)),
-        ("tokenizer", "processing_class", with_tokens("Nairobi")),
-        ("other tokenizer", "processing_class", with_tokens("Lima")),
+        ("tokenizer", "processing_class", with_token("Nairobi")),
         ("collator", "data_collator", OtherCollator(trainer.data_collator)),
         ("loss", "compute_loss_func", loss),
         ("loss times 1", "compute_loss_func", make_loss(1)),
@@ -308,8 +278,8 @@ def test_the_trainers_class_and_its_own_settings_count(build):
     assert len(set(found)) == 3
 
 
-def test_places_and_outputs_do_not_count(build, monkeypatch):
-    trainer = build()
+def test_places_outputs_and_what_was_done_in_between_do_not_count(build, monkeypatch):
+    trainer = build(callbacks=[Recorder()])
     before = fingerprint(trainer)
     for name, value in {
         "output_dir": "elsewhere",
@@ -323,25 +293,17 @@ def test_places_and_outputs_do_not_count(build, monkeypatch):
         monkeypatch.setattr(trainer.args, name, value)
         assert fingerprint(trainer) == before, name
     trainer.remove_callback(PrinterCallback)
-    assert fingerprint(trainer) == before
     trainer.model.config.name_or_path = "another/folder"  # the weights count, not where they lay
-    assert fingerprint(trainer) == before
-    assert fingerprint(build()) == before
-
-
-def test_what_was_done_in_between_does_not_count(build):
-    trainer = build(callbacks=[Recorder()])
-    before = fingerprint(trainer)
     trainer.processing_class(["a", "a b"], padding=True, truncation=True, max_length=2)
     trainer.train_dataset = trainer.train_dataset.with_format("torch")
     recorder(trainer).records.append("old")
     torch.rand(3)
-    assert fingerprint(trainer) == before
+    assert fingerprint(trainer) == fingerprint(build(callbacks=[Recorder()])) == before
 
 
 DESCRIBE = """
 import functools, json, pathlib
-from sft_utils.runs import _describe
+from sft_utils.fingerprints import describe
 
 class Thing:
     factor = FACTOR
@@ -355,28 +317,23 @@ class Thing:
     def within(x):
         return x in {"p", "q", "r"} and (lambda y: y + CONSTANT)(x)
 
-print(json.dumps(_describe([Thing(), lambda x: x + CONSTANT])))
+print(json.dumps(describe([Thing(), lambda x: x + CONSTANT])))
 """
-
-
-def describe(seed, factor, constant):
-    code = DESCRIBE.replace("FACTOR", str(factor)).replace("CONSTANT", str(constant))
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONHASHSEED": str(seed)},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
 
 
 def test_descriptions_are_the_same_in_every_process():
     """No memory address and no order of a hashed set is in them; every constant is."""
-    plain = describe(seed=1, factor=1, constant=1)
-    assert "0x" not in plain
-    assert describe(seed=2, factor=1, constant=1) == plain
-    assert describe(seed=1, factor=2, constant=1) != plain
-    assert describe(seed=1, factor=1, constant=2) != plain
+    settings = [(1, 1), (2, 1), (1, 2)]
+    code = "\n".join(
+        DESCRIBE.replace("FACTOR", str(factor)).replace("CONSTANT", str(constant))
+        for factor, constant in settings
+    )
+    one, other = (
+        run_alone(sys.executable, "-c", code, cwd=ROOT, PYTHONHASHSEED=str(seed)) for seed in (1, 2)
+    )
+    assert one == other
+    assert "0x" not in one
+    assert len(set(one.splitlines())) == len(settings)
 
 
 def test_a_streamed_data_set_is_refused(build):

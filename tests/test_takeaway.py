@@ -2,21 +2,20 @@
 
 import ast
 import json
-import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import make_model, make_tokenizer
-from datasets import Dataset
+from conftest import chat_rows, make_model, make_tokenizer, quick_config
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
+from trl.scripts import sft
 
 from sft_utils import runs, takeaway
 from sft_utils.data import load_sft_dataset
@@ -35,7 +34,6 @@ CARD = {
     "before": {"exact answers | dev": Measure(0.25, "%", low=0.125, high=0.375)},
     "limits": ["It knows nothing else."],
 }
-ALONE = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
 class DevScores(TrainerCallback):
@@ -50,17 +48,7 @@ class DevScores(TrainerCallback):
 
 
 def pairs(count, first=0):
-    return Dataset.from_list(
-        [
-            {
-                "messages": [
-                    {"role": "user", "content": f"Number {i}?"},
-                    {"role": "assistant", "content": f"It is {i}."},
-                ]
-            }
-            for i in range(first, first + count)
-        ]
-    )
+    return chat_rows((f"Number {i}?", f"It is {i}.") for i in range(first, first + count))
 
 
 # --- The run again, on the Atlas's small model -------------------------------------------------
@@ -73,15 +61,13 @@ def taken(tmp_path_factory):
     model, tokenizer = load_model_and_tokenizer("atlas-small", device="cpu")
     rows = load_sft_dataset("atlas-sft-data")
     train_rows, validation_rows = rows.select(range(60)), rows.select(range(60, 76))
-    config = SFTConfig(
-        output_dir=str(place / "checkpoints"), seed=0, max_steps=6,
-        train_sampling_strategy="group_by_length", per_device_train_batch_size=8,
-        per_device_eval_batch_size=8, gradient_accumulation_steps=2, learning_rate=3e-3,
-        lr_scheduler_type="cosine", warmup_steps=1, assistant_only_loss=True, max_length=256,
-        activation_checkpointing=False, use_cpu=True, bf16=False, eval_strategy="steps",
-        eval_steps=2, eval_on_start=True, save_strategy="steps", save_steps=2, save_total_limit=1,
-        save_only_model=True, load_best_model_at_end=True, greater_is_better=True,
-        metric_for_best_model="dev_exact", logging_steps=1, disable_tqdm=True,
+    config = quick_config(
+        place / "checkpoints", seed=0, max_steps=6, train_sampling_strategy="group_by_length",
+        per_device_train_batch_size=8, per_device_eval_batch_size=8, gradient_accumulation_steps=2,
+        learning_rate=3e-3, lr_scheduler_type="cosine", warmup_steps=1, max_length=256,
+        eval_strategy="steps", eval_steps=2, eval_on_start=True, save_strategy="steps",
+        save_steps=2, save_total_limit=1, save_only_model=True, load_best_model_at_end=True,
+        greater_is_better=True, metric_for_best_model="dev_exact", logging_steps=1,
         hub_token="hf_secret", run_name="mine",
     )  # fmt: skip
     trainer = SFTTrainer(
@@ -97,12 +83,17 @@ def taken(tmp_path_factory):
     return trainer, folder
 
 
-def run_alone(command, folder, place):
-    """Run a command in the folder, with empty caches, and return what it printed if it fails."""
-    done = subprocess.run(
-        command, cwd=folder, env=ALONE | {"HF_HOME": str(place)}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+@pytest.fixture
+def run_script(tmp_path, monkeypatch):
+    """Returns a function that runs a script in a folder, with an empty cache."""
+
+    def run(folder, script, *arguments):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        runpy.run_path(script, run_name="__main__")
+
+    return run
 
 
 def losses(log_history):
@@ -133,10 +124,10 @@ def test_the_losses_tell_one_order_of_rows_from_another(taken):
     assert judged[0] - judged[-1] > 0.1
 
 
-def test_trl_sft_repeats_the_run(taken, tmp_path):
+def test_trl_sft_repeats_the_run(taken, run_script):
+    """The script that the command launches."""
     trainer, folder = taken
-    trl = Path(sys.executable).with_name("trl")
-    run_alone([trl, "sft", "--config", "run.yaml"], folder, tmp_path)
+    run_script(folder, sft.__file__, "--config", "run.yaml")
     state_file = folder / "out-trl" / "checkpoint-6" / "trainer_state.json"
     assert_same_losses(state_file, trainer)
     state = json.loads(state_file.read_text("utf8"))
@@ -145,22 +136,15 @@ def test_trl_sft_repeats_the_run(taken, tmp_path):
     assert AutoTokenizer.from_pretrained(folder / "out-trl").chat_template
 
 
-def test_the_script_repeats_the_run(taken, tmp_path):
+def test_the_script_repeats_the_run(taken, run_script):
     trainer, folder = taken
-    run_alone([sys.executable, "train.py"], folder, tmp_path)
+    run_script(folder, "train.py")
     assert_same_losses(folder / "out-script" / "trainer_state.json", trainer)
 
 
 def check_script(text):
-    tree = ast.parse(text)
-    imported = {
-        name.partition(".")[0]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in (
-            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
-        )
-    }
+    """It is short, and imports no more than its reader has."""
+    imported = set(re.findall(r"^\s*(?:from|import) (\w+)", text, re.M))
     assert imported - set(sys.stdlib_module_names) <= {"transformers", "trl", "datasets"}
     assert "sft_utils" not in text
     lines = text.splitlines()
@@ -172,7 +156,7 @@ def test_the_script_is_short_and_imports_little(taken):
     _, folder = taken
     text = (folder / "train.py").read_text("utf8")
     check_script(text)
-    assert "transformers" in text and "learning_rate=0.003" in text
+    assert "from transformers import" in text and "learning_rate=0.003" in text
 
 
 def test_no_path_of_this_machine_and_no_secret_is_in_the_texts(taken):
@@ -182,13 +166,6 @@ def test_no_path_of_this_machine_and_no_secret_is_in_the_texts(taken):
         text = (folder / file).read_text("utf8")
         for part in (str(folder.parent), str(Path(takeaway.__file__).parent), "hf_secret", "mine"):
             assert part not in text, file
-
-
-def test_the_data_is_what_the_trainer_was_given(taken):
-    trainer, folder = taken
-    for split, rows in (("train", trainer.train_dataset), ("validation", trainer.eval_dataset)):
-        lines = (folder / "data" / f"{split}.jsonl").read_text("utf8").splitlines()
-        assert [json.loads(line)["messages"] for line in lines] == rows["messages"][:]
 
 
 def test_plain_transformers_gives_the_same_answers(taken):
@@ -213,10 +190,10 @@ def test_plain_transformers_gives_the_same_answers(taken):
 # --- A tiny model, for everything that needs no run of its own ----------------------------------
 
 
-@pytest.fixture
-def start(tmp_path):
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
     """A base model without a chat template, whose end token is not that of a turn."""
-    folder = tmp_path / "tiny"
+    folder = tmp_path_factory.mktemp("start") / "tiny"
     model = make_model("llama", max_position_embeddings=256, eos_token_id=0)
     model.generation_config = GenerationConfig(eos_token_id=0)
     model.save_pretrained(folder)
@@ -227,27 +204,17 @@ def start(tmp_path):
     return folder
 
 
-@pytest.fixture
-def build(tmp_path, start):
+@pytest.fixture(scope="module")
+def build(tmp_path_factory, start):
     """Returns a function that builds a small trainer, but for the changes asked for."""
 
-    def trainer(*, kind=SFTTrainer, trained=True, validation_rows=None, given=None, **changes):
+    def trainer(*, kind=SFTTrainer, trained=False, validation_rows=None, given=None, **changes):
         model, tokenizer = load_model_and_tokenizer(
             start, device="cpu", chat_template="chatml.jinja"
         )
-        settings = {
-            "output_dir": str(tmp_path / "out"),
-            "use_cpu": True,
-            "bf16": False,
-            "activation_checkpointing": False,
-            "assistant_only_loss": True,
-            "max_steps": 1,
-            "save_strategy": "no",
-            "disable_tqdm": True,
-        }
         built = kind(
             model,
-            SFTConfig(**settings | changes),
+            quick_config(tmp_path_factory.mktemp("out"), **{"max_steps": 1} | changes),
             train_dataset=pairs(12),
             eval_dataset=validation_rows,
             processing_class=tokenizer,
@@ -260,43 +227,55 @@ def build(tmp_path, start):
     return trainer
 
 
+@pytest.fixture(scope="module")
+def plain(build):
+    """A trainer after its one update. Whoever changes it changes it back."""
+    return build(trained=True)
+
+
 def take(trainer, folder, start, **changes):
     given = {"train_rows": pairs(12), "validation_rows": None, "start": start} | CARD
     return take_away(trainer, folder, **given | changes)
 
 
-def test_the_arguments_are_those_that_differ(build):
-    trainer = build(
-        learning_rate=1e-5, max_length=None, lr_scheduler_type="constant_with_warmup",
-        lr_scheduler_kwargs={}, optim="sgd", hub_token="hf_secret", seed=42,
-        per_device_train_batch_size=4,
-    )  # fmt: skip
-    assert run_arguments(trainer) == {
-        "use_cpu": True, "bf16": False, "activation_checkpointing": False,
-        "assistant_only_loss": True, "max_steps": 1, "save_strategy": "no", "learning_rate": 1e-5,
-        "max_length": None, "lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {},
-        "optim": "sgd", "per_device_train_batch_size": 4, "eos_token": "<|im_end|>",
+@pytest.fixture(scope="module")
+def local(plain, start, tmp_path_factory):
+    """What is taken away from it, with a system message and a template's own argument."""
+    asked = {"system": 'Say "less".', "template_kwargs": {"thinking": False}}
+    return take(plain, tmp_path_factory.mktemp("local") / "taken", start, **asked)
+
+
+def test_the_arguments_are_those_that_differ(build, start):
+    """Of those that a short run has; they still make a short script."""
+    given = {
+        "learning_rate": 1e-5, "max_length": None, "lr_scheduler_type": "constant_with_warmup",
+        "lr_scheduler_kwargs": {}, "optim": "sgd", "per_device_train_batch_size": 4,
+        "adam_beta1": 0.5, "adam_beta2": 0.5, "adam_epsilon": 0.5, "weight_decay": 0.1,
     }  # fmt: skip
+    trainer = build(**given, hub_token="hf_secret", seed=42)
+    assert run_arguments(trainer) == given | {
+        "use_cpu": True, "bf16": False, "activation_checkpointing": False,
+        "assistant_only_loss": True, "max_steps": 1, "save_strategy": "no",
+        "eos_token": "<|im_end|>",
+    }  # fmt: skip
+    text = train_script(trainer, start)
+    check_script(text)
+    assert " adam_beta1=0.5," in text
 
 
 def test_what_is_written_is_read_by_trl_as_it_was(build, start, tmp_path):
     """The parser of `trl sft` gives the run's own arguments back, for YAML's odd cases too."""
-    from trl.scripts.sft import make_parser
-
     trainer = build(learning_rate=1e-5, max_length=None, optim_args="a=1e-5,b=no", run_name="no")
     file = tmp_path / "run.yaml"
     file.write_text(run_yaml(trainer, start))
-    script, config, model, _, rest, _ = make_parser().parse_args_and_config(
+    script, config, model, _, rest, _ = sft.make_parser().parse_args_and_config(
         ["--config", str(file)], return_remaining_strings=True, separate_remaining_strings=True
     )
     assert rest == ["--num_processes", "1"]  # for accelerate
     for name, value in run_arguments(trainer).items():
         assert getattr(config, name) == value, name
-    assert (config.learning_rate, config.max_length, config.optim_args) == (
-        1e-5,
-        None,
-        "a=1e-5,b=no",
-    )
+    assert (config.learning_rate, config.max_length) == (1e-5, None)
+    assert config.optim_args == "a=1e-5,b=no"
     assert (config.output_dir, config.chat_template_path) == ("out-trl", "chat_template.jinja")
     assert (model.model_name_or_path, model.dtype) == ("start", "float32")
     assert (script.dataset_name, script.dataset_train_split) == ("data", "train")
@@ -321,33 +300,35 @@ def test_a_metric_of_ones_own_is_replaced_and_said(build, start):
     assert "chosen" not in run_yaml(plain, start) + train_script(plain, start)
 
 
-def test_the_end_of_a_turn_ends_generation(build, start, tmp_path):
-    trainer = build()
-    folder = take(trainer, tmp_path / "taken", start)
-    config = GenerationConfig.from_pretrained(folder / "model")
+def test_the_end_of_a_turn_ends_generation(plain, local):
+    config = GenerationConfig.from_pretrained(local / "model")
     assert (config.eos_token_id, config.pad_token_id) == ([0, 2], 0)
-    assert trainer.model.generation_config.eos_token_id == 0  # the trainer's stays as it was
-    written = yaml.safe_load((folder / "run.yaml").read_text("utf8"))
+    assert plain.model.generation_config.eos_token_id == 0  # the trainer's stays as it was
+    written = yaml.safe_load((local / "run.yaml").read_text("utf8"))
     assert written["eos_token"] == "<|im_end|>"
 
 
-def test_a_template_that_writes_the_end_token_keeps_it(build):
+def test_a_template_that_writes_the_end_token_keeps_it(plain, monkeypatch):
     """Another end token would change the rows: the template asks the tokenizer for it."""
-    trainer = build()
-    template = trainer.processing_class.chat_template
-    trainer.processing_class.chat_template = template + "{{- eos_token -}}"
-    assert "eos_token" not in run_arguments(trainer)
+    tokenizer = plain.processing_class
+    monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template + "{{- eos_token -}}")
+    assert "eos_token" not in run_arguments(plain)
 
 
-def test_a_folder_is_copied_and_a_name_on_the_hub_kept(build, start, tmp_path):
-    trainer = build()
-    folder = take(trainer, tmp_path / "local", start)
-    names = {path.name for path in (folder / "start").iterdir()}
+def test_a_folder_is_copied_and_nothing_asks_for_what_was_not_there(local):
+    names = {path.name for path in (local / "start").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
     assert "optimizer.pt" not in names
-    assert "base_model" not in ModelCard.load(folder / "model" / "README.md").data.to_dict()
+    assert "base_model" not in ModelCard.load(local / "model" / "README.md").data.to_dict()
+    assert [path.name for path in (local / "data").iterdir()] == ["train.jsonl"]
+    for file in ("run.yaml", "train.py"):
+        assert "validation" not in (local / file).read_text("utf8")
+    template = (local / "chat_template.jinja").read_text()
+    assert template == (TEMPLATES / "chatml.jinja").read_text()
 
-    folder = take(trainer, tmp_path / "hub", "owner/base", revision="abc123")
+
+def test_a_name_on_the_hub_is_kept(plain, tmp_path):
+    folder = take(plain, tmp_path / "hub", "owner/base", revision="abc123")
     assert not (folder / "start").exists()
     written = yaml.safe_load((folder / "run.yaml").read_text("utf8"))
     assert (written["model_name_or_path"], written["model_revision"]) == ("owner/base", "abc123")
@@ -357,31 +338,15 @@ def test_a_folder_is_copied_and_a_name_on_the_hub_kept(build, start, tmp_path):
     assert ModelCard.load(folder / "model" / "README.md").data.base_model == "owner/base"
 
 
-def test_without_validation_rows_nothing_asks_for_them(build, start, tmp_path):
-    folder = take(build(), tmp_path / "taken", start)
-    assert [path.name for path in (folder / "data").iterdir()] == ["train.jsonl"]
-    assert "validation" not in (folder / "run.yaml").read_text("utf8")
-    assert "validation" not in (folder / "train.py").read_text("utf8")
-
-
-def test_many_arguments_still_make_a_short_script(build, start):
-    arguments = {name: 0.5 for name in ("adam_beta1", "adam_beta2", "adam_epsilon")}
-    trainer = build(**arguments, max_grad_norm=0.5, weight_decay=0.1, data_seed=3, optim="sgd")
-    text = train_script(trainer, start)
-    check_script(text)
-    for name in (*arguments, "max_grad_norm"):
-        assert f" {name}=0.5," in text
-
-
-def test_the_adapter_is_named_and_merged(build, start, tmp_path):
+def test_the_adapter_is_named_and_merged(build, start, tmp_path, run_script):
     adapter = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
-    trainer = build(given={"peft_config": adapter}, learning_rate=0.1, max_steps=3)
+    trainer = build(trained=True, given={"peft_config": adapter}, learning_rate=0.1, max_steps=3)
     folder = take(trainer, tmp_path / "taken", start)
     written = yaml.safe_load((folder / "run.yaml").read_text("utf8"))
     assert (written["use_peft"], written["lora_r"], written["lora_alpha"]) == (True, 4, 8)
     assert written["lora_target_modules"] == ["q_proj", "v_proj"]
     check_script((folder / "train.py").read_text("utf8"))
-    run_alone([sys.executable, "train.py"], folder, tmp_path / "cache")
+    run_script(folder, "train.py")
     assert_same_losses(folder / "out-script" / "trainer_state.json", trainer)
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     ids = torch.tensor([[5, 6, 7]])
@@ -397,10 +362,8 @@ def test_the_adapter_is_named_and_merged(build, start, tmp_path):
 # --- The card ----------------------------------------------------------------------------------
 
 
-def test_the_card_says_what_was_measured(build, start, tmp_path):
-    asked = {"system": 'Say "less".', "template_kwargs": {"thinking": False}}
-    folder = take(build(), tmp_path / "taken", start, **asked)
-    text = (folder / "model" / "README.md").read_text("utf8")
+def test_the_card_says_what_was_measured(local):
+    text = (local / "model" / "README.md").read_text("utf8")
     for part in (
         "| exact answers \\| dev | 75.0 % | 62.5 to 87.5 % | 120 "
         "| 25.0 % (95 % interval: 12.5 to 37.5 %) |",
@@ -420,9 +383,8 @@ def test_the_card_says_what_was_measured(build, start, tmp_path):
     ast.parse(code[1])
 
 
-def test_the_head_of_the_card_is_what_the_hub_reads(build, start, tmp_path):
-    folder = take(build(), tmp_path / "taken", start)
-    data = ModelCard.load(folder / "model" / "README.md").data
+def test_the_head_of_the_card_is_what_the_hub_reads(local):
+    data = ModelCard.load(local / "model" / "README.md").data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
     assert (data.model_name, data.datasets) == ("owner/tiny-sft", ["owner/rows"])
     found = {result.metric_name: result for result in data.eval_results}
@@ -440,10 +402,10 @@ def test_the_card_names_what_the_checkpoint_was_chosen_by(taken):
     assert "\nmetric_for_best_model: dev_exact\ngreater_is_better: true\n" in text
 
 
-def test_data_of_ones_own_is_named_without_its_place(build, start, tmp_path):
+def test_data_of_ones_own_is_named_without_its_place(plain, start, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("{}")
-    folder = take(build(), tmp_path / "taken", start, data=str(file))
+    folder = take(plain, tmp_path / "taken", start, data=str(file))
     card = ModelCard.load(folder / "model" / "README.md")
     assert "datasets" not in card.data.to_dict()
     assert "`rows.jsonl`: 12" in card.content and str(tmp_path) not in card.content
@@ -460,15 +422,15 @@ def refusal(trainer, place, start, kind=ValueError, **changes):
     return str(raised.value)
 
 
-def test_a_folder_that_is_there_stays_as_it_is(build, start, tmp_path):
+def test_a_folder_that_is_there_stays_as_it_is(plain, start, tmp_path):
     folder = tmp_path / "taken"
     folder.mkdir()
     with pytest.raises(FileExistsError, match="is there already. Give another folder"):
-        take(build(), folder, start)
+        take(plain, folder, start)
     assert list(folder.iterdir()) == []
 
 
-def test_a_failure_on_the_way_leaves_nothing(build, start, tmp_path, monkeypatch):
+def test_a_failure_on_the_way_leaves_nothing(plain, start, tmp_path, monkeypatch):
     def fail(trainer, folder):
         folder.mkdir()
         raise OSError("disk full")
@@ -476,41 +438,38 @@ def test_a_failure_on_the_way_leaves_nothing(build, start, tmp_path, monkeypatch
     monkeypatch.setattr(takeaway, "save_model", fail)
     (tmp_path / "new").mkdir()
     with pytest.raises(OSError, match="disk full"):
-        take(build(), tmp_path / "new" / "taken", start)
+        take(plain, tmp_path / "new" / "taken", start)
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_a_card_needs_measures_limits_and_a_name(build, start, tmp_path):
-    trainer = build()
-    message = refusal(trainer, tmp_path, start, TypeError, results={"exact": 0.9})
-    assert "results['exact'] is 0.9. Give a Measure" in message
-    message = refusal(trainer, tmp_path, start, TypeError, before={"validation loss": 1})
-    assert "before['validation loss'] is 1. Give a Measure" in message
-    message = refusal(trainer, tmp_path, start, before={"loss": LOSS})
-    assert "before['loss'] has no partner in results" in message
-    assert "scores and limits" in refusal(trainer, tmp_path, start, results={}, before={})
-    assert "scores and limits" in refusal(trainer, tmp_path, start, limits=[])
-    assert "scores and limits" in refusal(trainer, tmp_path, start, limits="None.")
-    assert "name 'my model'" in refusal(trainer, tmp_path, start, name="my model")
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"results": {"exact": 0.9}}, TypeError, "results['exact'] is 0.9. Give a Measure"),
+        ({"before": {"validation loss": 1}}, TypeError, "before['validation loss'] is 1. Give a"),
+        ({"before": {"loss": LOSS}}, ValueError, "before['loss'] has no partner in results"),
+        ({"results": {}, "before": {}}, ValueError, "scores and limits"),
+        ({"limits": []}, ValueError, "scores and limits"),
+        ({"limits": "None."}, ValueError, "scores and limits"),
+        ({"name": "my model"}, ValueError, "name 'my model'"),
+        ({"train_rows": pairs(11)}, ValueError, "train_rows are not"),
+        ({"train_rows": pairs(12).select(range(11, -1, -1))}, ValueError, "train_rows are not"),
+        ({"validation_rows": pairs(2)}, ValueError, "validation_rows are not"),
+    ],
+)
+def test_what_a_card_needs_and_other_rows(plain, start, tmp_path, changes, kind, message):
+    assert message in refusal(plain, tmp_path, start, kind, **changes)
 
 
 def test_an_untrained_model_is_not_taken_away(build, start, tmp_path):
-    assert "made no update" in refusal(build(trained=False), tmp_path, start)
-
-
-def test_other_rows_are_refused(build, start, tmp_path):
-    trainer = build()
-    assert "train_rows are not" in refusal(trainer, tmp_path, start, train_rows=pairs(11))
-    reversed_rows = pairs(12).select(range(11, -1, -1))
-    assert "train_rows are not" in refusal(trainer, tmp_path, start, train_rows=reversed_rows)
-    message = refusal(trainer, tmp_path, start, validation_rows=pairs(2))
-    assert "validation_rows are not" in message
+    assert "made no update" in refusal(build(), tmp_path, start)
 
 
 def test_a_row_that_no_loss_falls_on_may_have_been_dropped(build, start, tmp_path):
     """TRL drops rows whose answer lies beyond max_length."""
-    labels = build(trained=False).train_dataset[0]["labels"]
-    trainer = build(max_length=1 + next(i for i, label in enumerate(labels) if label != -100))
+    labels = build().train_dataset[0]["labels"]
+    first = next(i for i, label in enumerate(labels) if label != -100)
+    trainer = build(trained=True, max_length=1 + first)
     assert 0 < len(trainer.train_dataset) < 12
     take(trainer, tmp_path / "taken", start)
     lines = (tmp_path / "taken" / "data" / "train.jsonl").read_text("utf8").splitlines()
@@ -521,30 +480,29 @@ class MyTrainer(SFTTrainer):
     pass
 
 
-def test_code_of_ones_own_is_refused(build, start, tmp_path):
+def my_loss(outputs, labels, num_items_in_batch=None):
+    return outputs["loss"]
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("compute_loss_func", my_loss, r"compute_loss_func is your own, .*my_loss"),
+        ("data_collator", my_loss, "data_collator is your own"),
+        ("eval_dataset", {"one": pairs(1)}, r"several evaluation sets \(one\)"),
+        ("processing_class.chat_template", None, "no chat template"),
+        ("args.lr_scheduler_kwargs", {"f": my_loss}, "lr_scheduler_kwargs="),
+    ],
+)
+def test_code_of_ones_own_is_refused(plain, start, tmp_path, monkeypatch, part, value, message):
     """`trl sft` cannot be given any."""
-
-    def my_loss(outputs, labels, num_items_in_batch=None):
-        return outputs["loss"]
-
-    assert "the trainer is your own" in refusal(build(kind=MyTrainer), tmp_path, start)
-    trainer = build()
-    trainer.compute_loss_func = my_loss
-    assert re.search(r"compute_loss_func is your own, .*my_loss", refusal(trainer, tmp_path, start))
-    trainer = build()
-    trainer.data_collator = my_loss
-    assert "data_collator is your own" in refusal(trainer, tmp_path, start)
-    trainer = build()
-    trainer.eval_dataset = {"one": trainer.train_dataset}
-    assert "several evaluation sets (one)" in refusal(trainer, tmp_path, start)
-    trainer = build()
-    trainer.processing_class.chat_template = None
-    assert "no chat template" in refusal(trainer, tmp_path, start)
-    trainer = build()
-    trainer.args.lr_scheduler_kwargs = {"f": my_loss}
-    assert "lr_scheduler_kwargs=" in refusal(trainer, tmp_path, start)
+    *owners, name = part.split(".")
+    owner = getattr(plain, owners[0]) if owners else plain
+    monkeypatch.setattr(owner, name, value)
+    assert re.search(message, refusal(plain, tmp_path, start))
 
 
-def test_the_template_is_written_as_it_is(build, start, tmp_path):
-    folder = take(build(), tmp_path / "taken", start)
-    assert (folder / "chat_template.jinja").read_text() == (TEMPLATES / "chatml.jinja").read_text()
+def test_a_trainer_of_ones_own_is_refused(build, start, tmp_path):
+    assert "the trainer is your own" in refusal(
+        build(kind=MyTrainer, trained=True), tmp_path, start
+    )

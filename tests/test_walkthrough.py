@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import ROOT, make_model, make_tokenizer, run_alone
 
 from sft_utils import atlas, walkthrough
 from sft_utils.comparison import ask_questions
@@ -19,7 +18,7 @@ from sft_utils.profiles import ProfileError, load_profile
 from sft_utils.runs import fingerprint, train
 from sft_utils.scoring import SCORES
 
-PAGE = Path(__file__).parents[1] / "book" / "07-training.md"
+PAGE = ROOT / "book" / "07-training.md"
 ROWS = 24
 
 PROFILE = """
@@ -50,16 +49,14 @@ text = "Hi"
 """
 
 
+def conversation(*texts):
+    roles = ("user", "assistant") * len(texts)
+    turns = zip(roles, texts, strict=False)
+    return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+
 def write_rows(path, rows=ROWS, extra=()):
-    lines = [
-        {
-            "messages": [
-                {"role": "user", "content": f"Number {i}?"},
-                {"role": "assistant", "content": f"It is {i}."},
-            ]
-        }
-        for i in range(rows)
-    ]
+    lines = [conversation(f"Number {i}?", f"It is {i}.") for i in range(rows)]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*lines, *extra]))
     return path
 
@@ -68,9 +65,8 @@ def write_rows(path, rows=ROWS, extra=()):
 def folder(tmp_path):
     """A tiny base model without a chat template, as base models come."""
     folder = tmp_path / "tiny"
-    make_model("llama", max_position_embeddings=512, tie_word_embeddings=True).save_pretrained(
-        folder
-    )
+    model = make_model("llama", max_position_embeddings=512, tie_word_embeddings=True)
+    model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 
@@ -201,22 +197,12 @@ def test_other_dev_questions_make_another_fingerprint(profile_file, monkeypatch)
     assert fingerprint(walkthrough.walkthrough_trainer(profile)) != first
 
 
-def test_changes_replace_arguments_and_nothing_else(profile_file):
-    profile = load_profile(profile_file())
-    plain, changed = walkthrough.make_config(profile), walkthrough.make_config(profile, max_steps=5)
-    differing = {k for k, v in plain.to_dict().items() if changed.to_dict()[k] != v}
-    assert differing <= {"max_steps", "output_dir", "run_name"}
-    assert changed.max_steps == 5
-
-
 @pytest.mark.parametrize(
     ("device", "native", "use_cpu", "bf16"),
     [
         ("cuda", True, False, True),
-        ("cuda", False, False, False),
         ("mps", None, False, False),
         ("cpu", True, True, False),
-        ("cpu", False, True, False),
     ],
 )
 def test_the_device_and_its_numbers(profile_file, monkeypatch, device, native, use_cpu, bf16):
@@ -233,11 +219,6 @@ def test_the_device_and_its_numbers(profile_file, monkeypatch, device, native, u
     given = walkthrough.make_config(profile)
     assert (given["use_cpu"], given["bf16"]) == (use_cpu, bf16)
     assert walkthrough.make_config(profile, bf16=not bf16)["bf16"] is not bf16
-
-
-def test_a_profile_may_ask_for_bfloat16(profile_file):
-    path = profile_file(more="[sft.arguments]\nbf16 = true")
-    assert walkthrough.make_config(load_profile(path)).bf16 is True
 
 
 # --- Rows --------------------------------------------------------------------------------------
@@ -265,12 +246,7 @@ def test_the_cut_holds_on_a_processor_only(profile_file, monkeypatch):
 
 
 def test_a_row_with_a_special_token_stops_the_trainer(tmp_path, profile_file):
-    forged = {
-        "messages": [
-            {"role": "user", "content": "Hi<|im_end|>"},
-            {"role": "assistant", "content": "No."},
-        ]
-    }
+    forged = conversation("Hi<|im_end|>", "No.")
     write_rows(tmp_path / "rows.jsonl", rows=0, extra=[forged] * 30)
     with pytest.raises(DataError, match=r"special token"):
         walkthrough.walkthrough_trainer(load_profile(profile_file()))
@@ -285,19 +261,15 @@ def test_what_is_held_out_is_in_no_row(tmp_path, profile_file, cut, monkeypatch)
     from sft_utils import environment
 
     monkeypatch.setattr(environment, "best_device", lambda: "cpu")
-    asked_later = [
-        {"role": role, "content": text}
-        for text in ("Number 3?", "Number 4?", "Number 5?", "Number 6?")
-        for role in ("user", "assistant")
-    ]
-    write_rows(tmp_path / "rows.jsonl", extra=[{"messages": asked_later}])
+    asked_later = conversation(*(f"Number {i // 2}?" for i in range(6, 14)))
+    write_rows(tmp_path / "rows.jsonl", extra=[asked_later])
     path = profile_file(cut=cut)
     head = path.read_text().partition("[[questions]]")[0]
     path.write_text("questions = { held_out = 12 }\n" + head)
     profile = load_profile(path)
     texts = {question.text for question in profile.questions}
     assert len(texts) == 12
-    assert texts & user_texts([{"messages": asked_later}])  # or the row proves nothing
+    assert texts & user_texts([asked_later])  # or the row proves nothing
     parts = walkthrough.load_rows(profile)
     assert sum(map(len, parts)) == (9 if cut else ROWS - 12)
     assert not texts & (user_texts(parts[0]) | user_texts(parts[1]))
@@ -351,37 +323,25 @@ def test_the_template_of_another_model(tmp_path, folder, profile_file):
         walkthrough.load_trainee(load_profile(path))
 
 
-@pytest.mark.parametrize("trained", [False, True])
-def test_an_answer_ends_at_the_stop_tokens_of_the_profile(profile_file, trained, tmp_path):
+def test_an_answer_ends_at_the_stop_tokens_of_the_profile(profile_file, tmp_path):
     """Also after training, when the trainer has brought the model's end tokens into line."""
     before = load_profile(profile_file())
-    model, tokenizer = walkthrough.load_trainee(before)
-    (answer,) = ask_questions(model, tokenizer, before)
+    (answer,) = ask_questions(*walkthrough.load_trainee(before), before)
     assert not answer.stopped
+    tokenizer = make_tokenizer()
     stop = tokenizer.decode([answer.token_ids[1]])
     after = load_profile(profile_file(prompt=f"stop_tokens = [{json.dumps(stop)}]"))
-    model, tokenizer = walkthrough.load_trainee(after)
-    if trained:
-        trainer = walkthrough.walkthrough_trainer(after)
-        trainer.args.learning_rate = 0.0
-        train(trainer, tmp_path / "runs")
-        model = trainer.model
-    assert answer.token_ids[1] in end_token_ids(model, tokenizer)
-    (answer_now,) = ask_questions(model, tokenizer, after)
-    assert answer_now.stopped
-    assert answer_now.token_ids == answer.token_ids[:2]
-
-
-def test_a_stop_that_is_no_single_token_is_refused(profile_file):
-    profile = load_profile(profile_file(prompt='stop_tokens = ["Zyzzyva"]'))
-    with pytest.raises(ModelLoadError, match=r"'Zyzzyva' is \d tokens of '.*tiny'"):
-        walkthrough.load_trainee(profile)
-
-
-def test_the_system_message_of_the_profile_is_asked_with(profile_file):
-    profile = load_profile(profile_file(prompt='system = "Be brief."'))
-    (answer,) = ask_questions(*walkthrough.load_trainee(profile), profile)
-    assert answer.prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi")
+    trainer = walkthrough.walkthrough_trainer(after)
+    trainer.args.learning_rate, trainer.args.max_steps = 0.0, 1
+    train(trainer, tmp_path / "runs")
+    for model, tokenizer in (
+        walkthrough.load_trainee(after),
+        (trainer.model, trainer.processing_class),
+    ):
+        assert answer.token_ids[1] in end_token_ids(model, tokenizer)
+        (answer_now,) = ask_questions(model, tokenizer, after)
+        assert answer_now.stopped
+        assert answer_now.token_ids == answer.token_ids[:2]
 
 
 def test_a_folder_has_no_revision(profile_file):
@@ -395,13 +355,13 @@ def test_a_folder_has_no_revision(profile_file):
 
 
 def test_arguments_of_the_profile_reach_the_config(profile_file):
-    table = "[sft.arguments]\nweight_decay = 0.5\nadam_beta2 = 0.9\nseed = 7"
+    table = "[sft.arguments]\nweight_decay = 0.5\nbf16 = true\nseed = 7"
     plain = walkthrough.make_config(load_profile(profile_file())).to_dict()
     profile = load_profile(profile_file(more=table))
     config = walkthrough.make_config(profile)
     differing = {k for k, v in config.to_dict().items() if plain[k] != v}
-    assert differing - {"output_dir", "run_name"} == {"weight_decay", "adam_beta2", "seed"}
-    assert (config.weight_decay, config.adam_beta2, config.seed) == (0.5, 0.9, 7)
+    assert differing - {"output_dir", "run_name"} == {"weight_decay", "bf16", "seed"}
+    assert (config.weight_decay, config.bf16, config.seed) == (0.5, True, 7)
     assert walkthrough.make_config(profile, seed=9).seed == 9
     with pytest.raises(ProfileError, match="unknown adam_beta3. Did you mean adam_beta"):
         walkthrough.make_config(load_profile(profile_file(more="[sft.arguments]\nadam_beta3 = 1")))
@@ -409,30 +369,17 @@ def test_arguments_of_the_profile_reach_the_config(profile_file):
 
 # --- LoRA --------------------------------------------------------------------------------------
 
-LORA = "[lora]\nr = {r}\nlora_alpha = {alpha}\nlora_dropout = {dropout}\n"
 
-
-def with_lora(profile_file, r=2, alpha=4, dropout=0.0):
-    table = LORA.format(r=r, alpha=alpha, dropout=dropout)
+def with_lora(profile_file, r=2):
+    table = f"[lora]\nr = {r}\nlora_alpha = 4\nlora_dropout = 0.0\n"
     return walkthrough.walkthrough_trainer(load_profile(profile_file(more=table)))
 
 
-def test_lora_trains_its_own_weights_only(profile_file):
-    trainer = with_lora(profile_file)
-    trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
-    assert len(trained) == 2 * 2 * 7  # A and B, in two layers, of seven matrices each
-    assert all("lora_" in name for name in trained)
-    assert {weight.shape[0] for name, weight in trainer.model.named_parameters()
-            if name.endswith("lora_A.default.weight")} == {2}  # fmt: skip
-
-
-def test_every_setting_of_lora_counts(profile_file):
-    first = fingerprint(with_lora(profile_file))
-    assert fingerprint(with_lora(profile_file)) == first
-    others = [{"r": 3}, {"alpha": 5}, {"dropout": 0.5}]
-    prints = {fingerprint(with_lora(profile_file, **other)) for other in others}
-    plain = fingerprint(walkthrough.walkthrough_trainer(load_profile(profile_file())))
-    assert len(prints | {first, plain}) == 5
+def test_the_settings_of_lora_count(profile_file):
+    plain = walkthrough.walkthrough_trainer(load_profile(profile_file()))
+    trainers = [plain, *(with_lora(profile_file, r) for r in (2, 2, 3))]
+    found = [fingerprint(trainer) for trainer in trainers]
+    assert found[1] == found[2] and len(set(found)) == 3
 
 
 def test_a_run_with_lora_is_kept_and_recalled(profile_file, tmp_path):
@@ -441,7 +388,8 @@ def test_a_run_with_lora_is_kept_and_recalled(profile_file, tmp_path):
     run = train(trainer, tmp_path / "runs")
     trained = trainer.model.state_dict()
     moved = {name for name in start if not (start[name] == trained[name]).all()}
-    assert moved and all("lora_" in name for name in moved)
+    assert all("lora_" in name for name in moved)
+    assert len(moved) == 2 * 2 * 7  # A and B, in two layers, of seven matrices each
     assert trainer.state.best_global_step  # so the best checkpoint was loaded
     again = with_lora(profile_file)
     recalled = train(again, tmp_path / "runs")
@@ -457,12 +405,7 @@ def test_a_run_with_lora_is_kept_and_recalled(profile_file, tmp_path):
 # --- Around it ---------------------------------------------------------------------------------
 
 
-def test_importing_costs_nothing_and_scratch_folders_go_with_the_process():
-    code = (
-        "import os, sys; from sft_utils.walkthrough import scratch_folder as make\n"
-        "folder = make(); assert os.path.isdir(folder)\n"
-        "assert not {'torch', 'trl', 'pandas', 'matplotlib'} & set(sys.modules)\n"
-        "print(folder)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not Path(done.stdout.strip()).exists()
+def test_scratch_folders_go_with_the_process():
+    code = "from sft_utils.walkthrough import scratch_folder as make; print(make())"
+    folder = run_alone(sys.executable, "-c", code, cwd=ROOT).strip()
+    assert folder and not Path(folder).exists()
