@@ -118,8 +118,9 @@ def remember(rests_on: Any, compute: Callable[[], Any], store: str | Path | None
     with _turn(entry):
         try:
             kept = json.loads(entry.read_text(encoding="utf-8"))
-            if digest(kept["value"]) == kept["sum"]:
-                return kept["value"]
+            if digest(kept["value"]) != kept["sum"]:
+                raise ValueError("it changed since it was written")
+            return kept["value"]
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError) as error:

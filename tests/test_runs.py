@@ -447,3 +447,34 @@ def test_several_processes_of_one_run_are_refused(build, store, monkeypatch):
     monkeypatch.setattr(SFTConfig, "world_size", 2)
     with pytest.raises(RuntimeError, match="one process"):
         train(trainer, store)
+
+
+# --- Answers -----------------------------------------------------------------------------------
+
+
+def test_an_answer_is_remembered_until_what_it_rests_on_changes(store):
+    asked = []
+
+    def ask(rests_on):
+        return runs.remember(rests_on, lambda: asked.append(rests_on) or [("yes", 1)], store)
+
+    assert [ask({"a": 1}), ask({"a": 1}), ask({"a": 2})] == [[["yes", 1]]] * 3
+    assert asked == [{"a": 1}, {"a": 2}]
+
+    [file, _] = sorted(store.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    for damage in (file.read_text()[:-9], file.read_text().replace("yes", "no"), "[]"):
+        file.write_text(damage)
+        with pytest.warns(UserWarning, match="damaged"):
+            assert ask({"a": 1}) == [["yes", 1]]
+        assert asked.pop() == {"a": 1}
+    assert ask({"a": 1}) == [["yes", 1]] and len(asked) == 2
+
+
+def test_an_answer_that_cannot_be_kept_is_given_all_the_same(store, monkeypatch):
+    def full(*given):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(runs, "write_whole", full)
+    with pytest.warns(UserWarning, match="could not be kept"):
+        assert runs.remember("a", lambda: 1, store) == 1
+    assert entries(store) == []

@@ -123,11 +123,18 @@ def _responses(
 
     if options.get("temperature") and options.get("seed") is None:
         return ask()
-    rests_on = [
-        weights_hash(model), environment(model, model.device.type), tokenizer_state(tokenizer),
-        generation.end_token_ids(model, tokenizer), code_of(generation), prompts, options,
-    ]  # fmt: skip
+    rests_on = [*_rests_on(model, tokenizer), prompts, options]
     return [(text, stopped) for text, stopped in remember(rests_on, ask)]
+
+
+def _rests_on(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """What an answer rests on besides the question: weights, tokenizer, end tokens, code."""
+    from .. import generation
+
+    return [
+        weights_hash(model), environment(model, model.device.type), tokenizer_state(tokenizer),
+        generation.end_token_ids(model, tokenizer), code_of(generation),
+    ]  # fmt: skip
 
 
 def opening(question: Question) -> str:

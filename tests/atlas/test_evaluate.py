@@ -29,11 +29,13 @@ from sft_utils.scoring import SCORES
 
 
 @pytest.fixture(autouse=True)
-def made_by_a_run(monkeypatch):
-    """Stubs have no weights to hash."""
-    monkeypatch.setattr(
-        "sft_utils.atlas.evaluate.origin", lambda model: {"run": "run", "seeds": (0,)}
-    )
+def made_by_a_run(request, monkeypatch, tmp_path):
+    """Stubs have no weights to hash, and what they answer is not kept."""
+    monkeypatch.setenv("SFT_RUNS", str(tmp_path / "runs"))
+    if "tokenizer" not in request.fixturenames or "generate" in request.fixturenames:
+        monkeypatch.setattr(evaluate, "origin", lambda model: {"run": "run", "seeds": (0,)})
+        monkeypatch.setattr(evaluate, "_rests_on", lambda *given, **options: "nothing")
+        monkeypatch.setattr(evaluate, "remember", lambda rests_on, ask: ask())
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,56 @@ def generate(monkeypatch):
     stub = Stub()
     monkeypatch.setattr(generation, "generate_responses", stub)
     return stub
+
+
+# --- Asked once --------------------------------------------------------------------------------
+
+
+BATCHES: list[int] = []  # how many prompts were answered; a list of the test's own would be seen
+
+
+def test_the_same_model_is_asked_once_and_scored_each_time(
+    reader, chat_tokenizer, headline, monkeypatch
+):
+    batch = generation._generate_batch
+
+    def ask(questions, tokenizer=chat_tokenizer, **options):
+        before = len(BATCHES)
+        found = evaluate.score_split(reader, tokenizer, questions, max_new_tokens=3, **options)
+        return found, len(BATCHES) - before
+
+    def counted(model, encoded, config):
+        BATCHES.append(len(encoded))
+        return batch(model, encoded, config)
+
+    monkeypatch.setattr(generation, "_generate_batch", counted)
+    first, count = ask(headline[:3])
+    assert count == 1
+    again, count = ask(headline[:3])
+    assert count == 0 and again.equals(first) and again.attrs == first.attrs
+
+    with monkeypatch.context() as patch:  # not what was scored is kept, but what was said
+        always = SimpleNamespace(exact=True, right_value=True, value_anywhere=True, stops=True)
+        patch.setattr(evaluate, "score_answer", lambda *given, **named: always)
+        patch.setattr(evaluate, "asdict", vars)
+        scored, count = ask(headline[:3])
+        assert count == 0 and scored["exact"].all() and not first["exact"].any()
+
+    assert ask(headline[:2])[1] == 1
+    assert ask(headline[:3], way="plain")[1] == 1
+    assert ask(headline[:3], batch_size=2)[1] == 2
+    assert ask(headline[:3], temperature=1.0, seed=1)[1] == 1
+    assert ask(headline[:3], temperature=1.0, seed=1)[1] == 0
+    assert [ask(headline[:3], temperature=1.0)[1] for _ in range(2)] == [1, 1]
+    chat_tokenizer.chat_template += " "
+    assert ask(headline[:3])[1] == 1
+    monkeypatch.setattr(generation, "end_token_ids", lambda model, tokenizer: [5])
+    assert ask(headline[:3])[1] == 1
+    monkeypatch.setattr(generation, "_generate_batch", lambda *given: counted(*given))
+    assert ask(headline[:3])[1] == 1  # the code that answers is another
+    with torch.no_grad():
+        next(reader.parameters()).add_(1)
+    assert ask(headline[:3])[1] == 1
 
 
 # --- Scoring given responses -----------------------------------------------------------------
