@@ -14,34 +14,48 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from book.built import again, page, site  # noqa: F401  fixtures
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 
 
-#: The files that look at the built book.
-LOOK_AT_THE_BOOK = {"test_site.py", "test_self_contained.py", "test_launch_notebooks.py"}
+#: Where tests look at the built book: one process builds it and looks at it.
+LOOK_AT_THE_BOOK = (
+    "test_launch_notebooks.py",
+    "test_self_contained.py",
+    "test_site.py",
+    "tests/site/",
+)
+#: Where a test takes a minute or more and needs no other: they are shared out one by one.
+ONE_BY_ONE = ("test_mutations.py", "test_notebooks_alone.py")
+
+
+def looks_at_the_book(nodeid):
+    return any(place in nodeid.partition("::")[0] for place in LOOK_AT_THE_BOOK)
 
 
 def pytest_collection_modifyitems(items):
     """The build of the book comes first: it takes longest, and the rest runs beside it."""
-    items.sort(key=lambda item: item.path.name not in LOOK_AT_THE_BOOK)
+    items.sort(key=lambda item: not looks_at_the_book(item.nodeid))
     for item in items:
-        if "site" in item.fixturenames and item.path.name not in LOOK_AT_THE_BOOK:
+        if "site" in item.fixturenames and not looks_at_the_book(item.nodeid):
             raise pytest.UsageError(f"{item.nodeid} looks at the built book: add its file there.")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """One process for each file, and one for all that look at the book, to build it once."""
+    """One process at a time for each file; one for all that look at a book that is to be built."""
     if config.getoption("dist") != "loadfile":
         return None  # xdist has a scheduler for it
     from xdist.scheduler import LoadFileScheduling
 
     class OneBook(LoadFileScheduling):
         def _split_scope(self, nodeid):
+            if looks_at_the_book(nodeid) and not os.environ.get("SFT_SITE"):
+                return "the built book"
             file = super()._split_scope(nodeid)
-            return "the built book" if Path(file).name in LOOK_AT_THE_BOOK else file
+            return nodeid if file.endswith(ONE_BY_ONE) else file
 
     return OneBook(config, log)
 
@@ -99,6 +113,13 @@ def make_model(kind, vocab_size=300, seed=0, **changes):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config_class(**settings | changes)).eval()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory, request):
+    """A folder that all processes of this run of the tests share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if hasattr(request.config, "workerinput") else base
 
 
 @pytest.fixture
