@@ -88,7 +88,11 @@ def wait_for_answers(page, count=3):
 # --- The same answers ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["atlas-base", "atlas-sft", "atlas-small"])
+@pytest.mark.parametrize("name", [
+    "atlas-small",
+    pytest.param("atlas-base", marks=pytest.mark.weekly),
+    pytest.param("atlas-sft", marks=pytest.mark.weekly),
+])  # fmt: skip
 def test_greedy_answers_are_those_of_generate_responses(asking, models, questions, name):
     from sft_utils import generate_responses
 

@@ -202,6 +202,7 @@ def test_search_finds_every_page_by_its_title(visit, address):
     assert lost == {}
 
 
+@pytest.mark.weekly
 def test_search_finds_every_term_of_the_glossary(visit, address):
     page = visit("book/glossary.html").page
     terms = page.evaluate(
