@@ -246,9 +246,7 @@ def book(first: tuple[Book, Build, Path]) -> Book:
     return first[0]
 
 
-def test_first_build_executes_every_page_and_reports_it(
-    book: Book, first: tuple[Book, Build, Path]
-) -> None:
+def test_first_build_executes_every_page_and_reports_it(book, first):
     build = first[1]
     assert build.executed == ["01", "02"]
     for name in ("01-sums", "02-lazy"):
@@ -263,7 +261,7 @@ def test_first_build_executes_every_page_and_reports_it(
     assert "Quoted: It is Nairobi." in book.html("00-intro")  # a page that comes before 02
 
 
-def test_nothing_changed(book: Book) -> None:
+def test_nothing_changed(book):
     build = book.build()
     assert build.code == 0
     assert build.executed == []
@@ -273,7 +271,7 @@ def test_nothing_changed(book: Book) -> None:
     assert all(entry["cached"] for entry in book.report().values())
 
 
-def test_prose_executes_nothing_and_the_notebook_keeps_its_outputs(book: Book) -> None:
+def test_prose_executes_nothing_and_the_notebook_keeps_its_outputs(book):
     before = book.outputs("01-sums")
     book.edit("book/01-sums.md", "Old prose.", "New prose.")
     build = book.build()
@@ -296,9 +294,7 @@ def test_prose_executes_nothing_and_the_notebook_keeps_its_outputs(book: Book) -
         pytest.param("constraints.txt", "2.0", "2.1", ["01", "02"], id="pin"),
     ],
 )
-def test_a_change_executes_the_pages_that_reach_it(
-    book: Book, file: str, old: str, new: str, expected: list[str]
-) -> None:
+def test_a_change_executes_the_pages_that_reach_it(book, file, old, new, expected):
     book.edit(file, old, new)
     build = book.build()
     assert build.code == 0, build.output
@@ -306,7 +302,7 @@ def test_a_change_executes_the_pages_that_reach_it(
     assert f"executing (changed: {'profile atlas' if 'toml' in file else file})" in build.output
 
 
-def test_what_no_page_reaches_executes_nothing(book: Book) -> None:
+def test_what_no_page_reaches_executes_nothing(book):
     book.edit("toy/__init__.py", '"add"', '"nothing": "unused", "add"')
     book.edit("toy/unused.py", "None", "0")
     book.edit("toy/atlas/pretrain.py", "", "steps = 1\n")
@@ -317,7 +313,7 @@ def test_what_no_page_reaches_executes_nothing(book: Book) -> None:
     assert "0 added, 0 changed, 0 removed" in build.output
 
 
-def test_another_profile_and_back(book: Book) -> None:
+def test_another_profile_and_back(book):
     told = "Built with the profile hub."
     assert book.build(SFT_PROFILE="hub").executed == ["01", "02"]
     assert told in book.html("01-sums") and told in book.html("02-lazy")
@@ -327,7 +323,7 @@ def test_another_profile_and_back(book: Book) -> None:
     assert "Our own." in book.html("00-intro") and "Yours." not in book.html("00-intro")
 
 
-def test_a_quoting_page_follows_the_page_it_quotes(book: Book) -> None:
+def test_a_quoting_page_follows_the_page_it_quotes(book):
     book.edit("toy/atlas/tables/countries.csv", "Nairobi", "Mombasa")
     build = book.build()
     assert build.code == 0
@@ -341,7 +337,7 @@ def test_a_quoting_page_follows_the_page_it_quotes(book: Book) -> None:
     assert "'answer' not found in doc 'book/02-lazy'" in build.output
 
 
-def test_the_search_keeps_the_terms_of_pages_that_are_not_written(book: Book) -> None:
+def test_the_search_keeps_the_terms_of_pages_that_are_not_written(book):
     book.edit("book/00-intro.md", "Quoted", "```{glossary}\nEnd token\n  It ends.\n```\n\nQuoted")
 
     def terms() -> dict:
@@ -357,14 +353,14 @@ def test_the_search_keeps_the_terms_of_pages_that_are_not_written(book: Book) ->
     assert terms() == before and list(before) == ["end token"]
 
 
-def test_an_edit_while_a_page_runs_is_not_cached(book: Book) -> None:
+def test_an_edit_while_a_page_runs_is_not_cached(book):
     edit = 'with open("../toy/sums.py", "a") as file:\n    print("# edited", file=file)'
     book.write("book/01-sums.md", page("01", "Sums", "from toy import add\nadd(1, 2)", edit))
     assert "book/01-sums.md: what it depends on was edited" in book.build().output
     assert book.build().executed == ["01"]
 
 
-def test_an_interrupted_build_leaves_nothing_stale(book: Book) -> None:
+def test_an_interrupted_build_leaves_nothing_stale(book):
     book.edit("toy/atlas/tables/countries.csv", "Nairobi", "Mombasa")
     building = book.start()
     assert building.stdout
@@ -393,7 +389,7 @@ met"""
 
 
 @pytest.mark.skipif(page_runs.room() < 2, reason="no room for two kernels")
-def test_pages_of_the_books_own_models_execute_side_by_side(book: Book) -> None:
+def test_pages_of_the_books_own_models_execute_side_by_side(book):
     for name, number, other in (("01-sums", "01", "02"), ("02-lazy", "02", "01")):
         meet = MEET.format(own=f"met-{number}", other=f"met-{other}", seconds=120)
         large = "large = b'1' * 300_000_000" if number == "01" else "small = b'1'"
@@ -409,7 +405,7 @@ def test_pages_of_the_books_own_models_execute_side_by_side(book: Book) -> None:
     assert large > small + 200, "each kernel has its own"
 
 
-def test_with_other_models_one_page_executes_after_the_other(book: Book) -> None:
+def test_with_other_models_one_page_executes_after_the_other(book):
     for name, number, other in (("01-sums", "01", "02"), ("02-lazy", "02", "03")):
         meet = MEET.format(own=f"met-{number}", other=f"met-{other}", seconds=3)
         book.write(f"book/{name}.md", page(number, name, meet))
@@ -421,7 +417,7 @@ def test_with_other_models_one_page_executes_after_the_other(book: Book) -> None
 
 @pytest.mark.skipif(page_runs.room() < 2, reason="no room for two kernels")
 @pytest.mark.parametrize("how", ["a page fails", "an interrupt"])
-def test_a_build_that_ends_early_leaves_no_kernel(book: Book, how: str) -> None:
+def test_a_build_that_ends_early_leaves_no_kernel(book, how):
     if how == "an interrupt" and sys.platform == "win32":
         pytest.skip("Windows sends no interrupt to one process")
     note = 'import os, pathlib\n\npathlib.Path("../kernel").write_text(str(os.getpid()))'
@@ -450,7 +446,7 @@ def test_a_build_that_ends_early_leaves_no_kernel(book: Book, how: str) -> None:
     assert not psutil.pid_exists(kernel)
 
 
-def test_jupyter_book_with_the_configuration_of_this_book(tmp_path: Path) -> None:
+def test_jupyter_book_with_the_configuration_of_this_book(tmp_path):
     """Cold, broken, broken again, mended: with ``-W`` and this book's own ``_config.yml``."""
     names = ("TQDM_DISABLE", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
     settings = f"import os\n\n[os.environ[name] for name in {names}]"
@@ -544,9 +540,7 @@ EVERYTHING = (
         ("run('-c', 'import toy')", "EVERYTHING"),
     ],
 )
-def test_modules_that_a_cell_reaches(
-    toy: page_inputs.Package, tmp_path: Path, code: str, expected: str | None
-) -> None:
+def test_modules_that_a_cell_reaches(toy, tmp_path, code, expected):
     found = page_inputs.inputs([code], tmp_path, toy, None)
     modules = {
         name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
@@ -559,15 +553,13 @@ def test_modules_that_a_cell_reaches(
     )
 
 
-def test_relative_imports_start_from_the_right_package() -> None:
+def test_relative_imports_start_from_the_right_package():
     code = "from . import a\nfrom .b import c\nfrom ..d import e"
     found = page_inputs.read_code(code, "toy.atlas.world", "toy.atlas").imports
     assert found == {("toy.atlas", "a"), ("toy.atlas.b", "c"), ("toy.d", "e")}
 
 
-def test_files_named_by_the_profile_are_inputs(
-    toy: page_inputs.Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_named_by_the_profile_are_inputs(toy, tmp_path, monkeypatch):
     monkeypatch.delenv("SFT_PROFILE", raising=False)
     before = page_inputs.inputs([], tmp_path / "book", toy, None)
     (tmp_path / "book" / "rows.jsonl").write_text('{"changed": 1}\n')
@@ -577,9 +569,7 @@ def test_files_named_by_the_profile_are_inputs(
     assert page_inputs.digest(before) != page_inputs.digest(after)
 
 
-def test_a_profile_of_the_readers_own_is_an_input(
-    toy: page_inputs.Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_profile_of_the_readers_own_is_an_input(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("SFT_PROFILE", "mine.toml")  # in the root, and the kernel runs in book/
     states = []
     for text in ('base = "a"\n', 'base = "b"\n'):
@@ -589,9 +579,7 @@ def test_a_profile_of_the_readers_own_is_an_input(
     assert changed == {"profile mine.toml"}
 
 
-def test_installed_versions_are_inputs(
-    toy: page_inputs.Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_installed_versions_are_inputs(toy, tmp_path, monkeypatch):
     before = page_inputs.inputs([], tmp_path, toy, None)
     assert {"python", "torch", "transformers", "trl", "datasets", "numpy", "pandas"} <= set(before)
     monkeypatch.setattr(page_inputs, "_version", lambda name: "0.0")
@@ -599,7 +587,7 @@ def test_installed_versions_are_inputs(
     assert {n for n in after if before[n] != after[n]} == set(page_inputs.PINNED)
 
 
-def test_a_package_that_is_not_installed_is_named() -> None:
+def test_a_package_that_is_not_installed_is_named():
     with pytest.raises(ModuleNotFoundError, match="'no_such_package'.*pip install -e"):
         page_inputs.Package("no_such_package")
 
@@ -618,7 +606,7 @@ with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.AC
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere mapped files are counted")
-def test_memory_is_what_a_process_has_for_itself(tmp_path: Path) -> None:
+def test_memory_is_what_a_process_has_for_itself(tmp_path):
     """Not the pages of a file that it has mapped, as those of libraries are."""
     (tmp_path / "library").write_bytes(b"1" * 200_000_000)
     printed = subprocess.run(
@@ -632,7 +620,7 @@ def test_memory_is_what_a_process_has_for_itself(tmp_path: Path) -> None:
     assert abs(mapped) < 20 and 80 < own < 120
 
 
-def test_a_failure_names_the_last_cell_that_ran() -> None:
+def test_a_failure_names_the_last_cell_that_ran():
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
     cells = [new_code_cell(execution_count=1), new_markdown_cell(), new_code_cell("exit()")]
@@ -644,7 +632,7 @@ def test_a_failure_names_the_last_cell_that_ran() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a pipe with a name holds the first build")
-def test_of_two_builds_at_once_the_second_waits_and_executes_nothing(book: Book) -> None:
+def test_of_two_builds_at_once_the_second_waits_and_executes_nothing(book):
     os.mkfifo(book.root / "go")
     for name, number in (("01-sums", "01"), ("02-lazy", "02")):
         book.edit(f"book/{name}.md", f'print("{number}",', f'print("new {number}",')
