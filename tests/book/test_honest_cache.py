@@ -21,9 +21,9 @@ from textwrap import dedent
 import psutil
 import pytest
 import yaml
+from book.small_book import EXTENSION, JUPYTER_BOOK, SPHINX, SmallBook
+from conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
-EXTENSION = ROOT / "book" / "_ext"
 sys.path.insert(0, str(EXTENSION))
 
 import page_inputs  # noqa: E402
@@ -152,17 +152,8 @@ class Build:
     executed: list[str]
 
 
-@dataclass
-class Book:
-    """A book in a folder of its own."""
-
-    root: Path
-
-    def write(self, name: str, text: str) -> None:
-        """Write one file of the book."""
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+class Book(SmallBook):
+    """The sample book, which counts the executions of its pages."""
 
     def edit(self, name: str, old: str, new: str) -> None:
         """Change one file of the book."""
@@ -171,26 +162,13 @@ class Book:
         self.write(name, text.replace(old, new))
 
     def build(self, *command: str, **environment: str) -> Build:
-        """Build the site, by default with Sphinx alone, which starts faster than Jupyter Book."""
-        result = self.start(*command, **environment)
-        output = result.communicate(timeout=600)[0]
-        return Build(result.returncode, output, self.executed())
+        """Build the site."""
+        return Build(*super().build(*command, **environment), self.executed())
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
-        """Start a build and do not wait for it."""
+        """Start a build, by default with every warning an error."""
         (self.root / "executed").unlink(missing_ok=True)
-        sphinx = ("-m", "sphinx", "-W", "-d", "_build/.doctrees", ".", "_build/html")
-        unset = {"SFT_PROFILE", "TQDM_DISABLE", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"}
-        return subprocess.Popen(
-            [sys.executable, *(command or sphinx)],
-            cwd=self.root,
-            env={name: value for name, value in os.environ.items() if name not in unset}
-            | {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1"}
-            | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        return super().start(*(command or (*SPHINX, "-W")), **environment)
 
     def executed(self) -> list[str]:
         """The pages that executed since the last build began, by their numbers."""
@@ -467,8 +445,7 @@ def test_jupyter_book_with_the_configuration_of_this_book(tmp_path):
     chapters = [{"file": "book/01-sums"}]
     toc = {"format": "jb-book", "root": "book/00-intro", "chapters": chapters}
     book.write("_toc.yml", yaml.safe_dump(toc))
-    run = "from jupyter_book.cli.main import main; main()"
-    command = ("-c", run, "build", "-W", ".")
+    command = (*JUPYTER_BOOK, "-W")
 
     cold = book.build(*command)
     assert cold.code == 0, cold.output

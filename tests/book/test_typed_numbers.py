@@ -6,18 +6,14 @@ The small books here execute nothing: what is glued stands in a notebook with st
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from book.small_book import EXTENSION, JUPYTER_BOOK, SPHINX, SmallBook
+from conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
-EXTENSION = ROOT / "book" / "_ext"
 sys.path.insert(0, str(EXTENSION))
 
 import typed_numbers  # noqa: E402
@@ -289,44 +285,15 @@ def shown() -> nbformat.NotebookNode:
     )
 
 
-@dataclass
-class Book:
-    """A book in a folder of its own."""
-
-    root: Path
-
-    def write(self, name: str, text: str) -> None:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf8")
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.run(
-            [sys.executable, *command],
-            cwd=self.root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-        )
-
-    def build(self, builder: str = "html") -> subprocess.CompletedProcess[str]:
-        return self.run(
-            "-m", "sphinx", "-b", builder, "-d", "_build/doctrees", ".", f"_build/{builder}"
-        )
-
-
-def told(result: subprocess.CompletedProcess[str]) -> list[str]:
-    """The lines that the build says about typed numbers."""
-    _, found, text = result.stdout.partition("ERROR: typed numbers in the prose of the book:\n")
+def told(output):
+    """The lines that a build says about typed numbers."""
+    _, found, text = output.partition("ERROR: typed numbers in the prose of the book:\n")
     return text.partition(f"\n{typed_numbers.REMEDY}")[0].splitlines() if found else []
 
 
 @pytest.fixture(scope="module")
-def book(tmp_path_factory: pytest.TempPathFactory) -> Book:
-    book = Book(tmp_path_factory.mktemp("book"))
+def book(tmp_path_factory):
+    book = SmallBook(tmp_path_factory.mktemp("book"))
     book.write("conf.py", CONF)
     book.write("references.bib", BIB)
     book.write("sft_utils/atlas/checkpoints/toy/README.md", CARD)
@@ -340,15 +307,16 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Book:
 
 
 @pytest.fixture(scope="module")
-def first(book: Book) -> subprocess.CompletedProcess[str]:
+def first(book):
     """The first build, with every kind of typed number."""
     return book.build()
 
 
 def test_the_build_fails_and_writes_the_whole_site(book, first):
-    assert first.returncode == 1, first.stdout
-    assert "build finished with problems" in first.stdout
-    assert typed_numbers.REMEDY in first.stdout
+    code, output = first
+    assert code == 1, output
+    assert "build finished with problems" in output
+    assert typed_numbers.REMEDY in output
     for page in ("index", "01-setup", "clean", "shown", "typed"):
         assert (book.root / "_build" / "html" / f"{page}.html").exists()
     assert "97.8 %" in (book.root / "_build" / "html" / "clean.html").read_text("utf8")
@@ -356,7 +324,7 @@ def test_the_build_fails_and_writes_the_whole_site(book, first):
 
 def test_each_is_told_with_its_place_and_nothing_else_is(first):
     files: dict[str, str] = {}
-    for line in told(first):
+    for line in told(first[1]):
         file, _, rest = line.partition(":")
         files[file] = files.get(file, "") + rest.partition(" in “")[0] + "\n"
     assert files.keys() == {"typed.md", "shown.ipynb"}  # and not what was computed, or is clean
@@ -364,46 +332,45 @@ def test_each_is_told_with_its_place_and_nothing_else_is(first):
     assert missing == [] and "80" not in files["typed.md"]  # the address of a link
     assert [n for n in (83, 84, 85) if str(n) not in files["shown.ipynb"]] == []
     assert files["shown.ipynb"].count("\n") == 3
-    assert "typed.md:1: 51 in “Heading 51”" in told(first)
+    assert "typed.md:1: 51 in “Heading 51”" in told(first[1])
     assert "4: 54, 55, 5e-50, " in files["typed.md"]
 
 
 def test_a_warm_build_fails_too(book, first):
-    again = book.build()
-    assert "no targets are out of date" in again.stdout
-    assert again.returncode == 1
-    assert told(again) == told(first)
+    code, output = book.build()
+    assert "no targets are out of date" in output
+    assert code == 1 and told(output) == told(first[1])
 
 
 def test_only_a_build_of_html_fails(book, first):
-    result = book.build("text")
-    assert (result.returncode, told(result)) == (0, []), result.stdout
+    code, output = book.build(*SPHINX[:-1], "_build/text", "-b", "text")
+    assert (code, told(output)) == (0, []), output
 
 
 def test_what_is_mended_or_gone_is_forgotten(tmp_path):
-    book = Book(tmp_path)
+    book = SmallBook(tmp_path)
     book.write("conf.py", CONF)
     book.write("references.bib", "")
     book.write("index.md", "# Book\n\nIt has 97 % and\n90 %.\n\n```{toctree}\n:glob:\n*\n```\n")
     book.write("other.md", "# Other\n\nIt has 98 %.\n\n```{include} sft_utils/hand.md\n```\n")
     book.write("sft_utils/hand.md", "It has 99 %.\n")
-    assert told(book.build()) == [
+    assert told(book.build()[1]) == [
         "index.md:3: 97, 90 in “It has 97 % and 90 %.”",
         "other.md:3: 98 in “It has 98 %.”",
         "sft_utils/hand.md:2: 99 in “It has 99 %.”",  # MyST counts one too many there
     ]
     book.write("index.md", "# Book\n\n```{toctree}\n:glob:\n*\n```\n")
-    assert [line.partition(":")[0] for line in told(book.build())] == [
+    assert [line.partition(":")[0] for line in told(book.build()[1])] == [
         "other.md",
         "sft_utils/hand.md",
     ]
     (tmp_path / "other.md").unlink()
-    result = book.build()
-    assert (result.returncode, told(result)) == (0, []), result.stdout
+    code, output = book.build()
+    assert (code, told(output)) == (0, []), output
 
 
 def test_jupyter_book_exits_with_an_error(tmp_path):
-    book = Book(tmp_path)
+    book = SmallBook(tmp_path)
     local = {"typed_numbers": str(EXTENSION)}
     execute = {"execute_notebooks": "off"}
     book.write(
@@ -412,15 +379,14 @@ def test_jupyter_book_exits_with_an_error(tmp_path):
     book.write("_toc.yml", "format: jb-book\nroot: index\nchapters:\n  - file: other\n")
     book.write("index.md", "# Book\n\nIt has 97 %.\n")
     book.write("other.md", "# Other\n\nIt has most of them.\n")
-    command = ("-c", "from jupyter_book.cli.main import main; main()", "build", ".")
-    result = book.run(*command)
-    assert result.returncode != 0
-    assert told(result) == ["index.md:3: 97 in “It has 97 %.”"]
+    code, output = book.build(*JUPYTER_BOOK)
+    assert code != 0
+    assert told(output) == ["index.md:3: 97 in “It has 97 %.”"]
     html = tmp_path / "_build" / "html"
     assert "It has 97 %." in (html / "index.html").read_text("utf8")
     assert "It has most of them." in (html / "other.html").read_text("utf8")
     book.write("index.md", "# Book\n\nIt has most of them.\n")
-    assert book.run(*command).returncode == 0
+    assert book.build(*JUPYTER_BOOK)[0] == 0
 
 
 def test_the_book_uses_the_check():
