@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev book test mutations profiles test-site test-notebooks models replicate lint format pins clean
+.PHONY: help install dev book test test-site weekly models replicate lint format pins clean
 
 help:  ## Show this help
 	@echo "Targets:"
@@ -32,27 +32,17 @@ dev: $(INSTALLED_DEV)  ## Install what tests and checks need as well
 book: $(INSTALLED)  ## Execute every page and build the site into _build/html
 	$(BIN)/jupyter-book build .
 
-# Two processes: one builds the book while the other runs the rest.
-test: $(INSTALLED_DEV)  ## Run the tests, a build of the book among them
+# Two processes: one builds the book and looks at it, the other runs the rest beside it.
+test: $(INSTALLED_DEV)  ## Run the tests of each change, a build of the book among them
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-# Two processes, one thread each. What was printed of each fault shows what its failed claims measured.
-mutations: $(INSTALLED_DEV)  ## Plant faults and see that exactly the expected claims fail (25 minutes)
-	$(BIN)/python -m pytest tests/claims -m mutations $(ARGS)
-
-# Run one page after another, the tests try these profiles too; here is what only a build can show.
-profiles: $(INSTALLED_DEV)  ## Build the book with profiles of a reader, and run the pages of hub (17 minutes)
-	$(BIN)/python -m pytest tests/book tests/hub -m profiles $(ARGS)
-
 # A browser looks at the site in _build, or at the one in the folder that SFT_SITE names.
-test-site: $(INSTALLED_DEV)  ## Build the book and test the site in Chromium (7 minutes)
+test-site: $(INSTALLED_DEV)  ## Build the book and look at every page in Chromium, in every way
 	[ -n "$$SFT_SITE" ] || $(BIN)/jupyter-book build .
-	$(BIN)/python -m pytest tests/site -m site -n 2 --dist loadfile $(ARGS)
+	SFT_SITE="$${SFT_SITE:-.}" $(BIN)/python -m pytest tests/site -m "" -n 2 --dist loadfile $(ARGS)
 
-# The wheel goes into a virtual environment of its own, and each notebook runs there by itself.
-test-notebooks: $(INSTALLED_DEV)  ## Run every notebook alone in a fresh environment (13 minutes)
-	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest tests/book/test_launch_notebooks.py \
-		-m notebooks -n 2 --dist load --maxschedchunk 1 $(ARGS)
+weekly: $(INSTALLED_DEV)  ## Run all tests: every fault, notebook, profile and way to look at a page
+	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest -m "" -n 2 --dist loadfile $(ARGS)
 
 # One thread sums in one order, so that a rerun on the same processor gives the same weights.
 models: $(INSTALLED)  ## Make the Atlas models and data again from the tables (within 90 minutes)

@@ -3,10 +3,7 @@
 Nothing is downloaded and nothing is read from the shipped checkpoints.
 """
 
-import fnmatch
-import functools
 import os
-import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -16,78 +13,46 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from book.built import again, page, site  # noqa: F401  fixtures
+from own_files import ROOT, copy_tree, own_files  # noqa: F401  for tests, which import them from here
 from packaging.version import Version
 
-ROOT = Path(__file__).parents[1]
-
-#: What builds and tools leave, where no checkout says which files are the repository's.
-LEFT_OUT = (".git", ".venv", ".runs", "_build", "build", "dist", "*.egg-info", "__pycache__",
-            ".*_cache", ".ipynb_checkpoints", "*.py[co]", "*.tmp", "*.new")  # fmt: skip
-
-
-@functools.cache
-def _own(root: Path) -> tuple[Path, ...]:
-    if (root / ".git").exists() and shutil.which("git"):  # not a folder in somebody's checkout
-        command = ["git", "ls-files", "--cached", "-z"]
-        listed = subprocess.run(command, cwd=root, capture_output=True)
-        if listed.returncode == 0:
-            names = {os.fsdecode(name) for name in listed.stdout.split(b"\0") if name}
-            return tuple(sorted(root / name for name in names if (root / name).is_file()))
-    found = []
-    for folder, folders, names in os.walk(root):
-        kept = [
-            name
-            for name in (*folders, *names)
-            if not any(fnmatch.fnmatch(name, pattern) for pattern in LEFT_OUT)
-        ]
-        folders[:] = [name for name in folders if name in kept]
-        found += [Path(folder, name) for name in names if name in kept]
-    return tuple(sorted(found))
+#: Where tests look at the built book: one process builds it and looks at it.
+LOOK_AT_THE_BOOK = (
+    "test_launch_notebooks.py",
+    "test_self_contained.py",
+    "test_site.py",
+    "tests/site/",
+)
+#: Where a test takes a minute or more and needs no other: they are shared out one by one.
+ONE_BY_ONE = ("test_mutations.py", "test_notebooks_alone.py")
 
 
-def own_files(pattern: str | None = None, root: Path = ROOT) -> list[Path]:
-    """The files of the repository, or those of them that a glob pattern finds.
-
-    In a checkout they are what git tracks: what else lies there is the reader's own. In a
-    downloaded archive they are all. A new file counts when it has been added: ``git add``.
-    """
-    if pattern is None:
-        return list(_own(root))
-    own = set(_own(root))
-    return sorted(path for path in root.glob(pattern) if path in own)
-
-
-def copy_tree(folder: Path, *patterns: str) -> None:
-    """Copy the repository's own files, or those that the patterns find, into a folder."""
-    for path in {path for pattern in patterns or (None,) for path in own_files(pattern)}:
-        target = folder / path.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-
-
-#: The files that look at the built book.
-LOOK_AT_THE_BOOK = {"test_site.py", "test_self_contained.py", "test_launch_notebooks.py"}
+def looks_at_the_book(nodeid):
+    return any(place in nodeid.partition("::")[0] for place in LOOK_AT_THE_BOOK)
 
 
 def pytest_collection_modifyitems(items):
     """The build of the book comes first: it takes longest, and the rest runs beside it."""
-    items.sort(key=lambda item: item.path.name not in LOOK_AT_THE_BOOK)
+    items.sort(key=lambda item: not looks_at_the_book(item.nodeid))
     for item in items:
-        if "site" in item.fixturenames and item.path.name not in LOOK_AT_THE_BOOK:
+        if "site" in item.fixturenames and not looks_at_the_book(item.nodeid):
             raise pytest.UsageError(f"{item.nodeid} looks at the built book: add its file there.")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """One process for each file, and one for all that look at the book, to build it once."""
+    """One process at a time for each file; one for all that look at a book that is to be built."""
     if config.getoption("dist") != "loadfile":
         return None  # xdist has a scheduler for it
     from xdist.scheduler import LoadFileScheduling
 
     class OneBook(LoadFileScheduling):
         def _split_scope(self, nodeid):
+            if looks_at_the_book(nodeid) and not os.environ.get("SFT_SITE"):
+                return "the built book"
             file = super()._split_scope(nodeid)
-            return "the built book" if Path(file).name in LOOK_AT_THE_BOOK else file
+            return nodeid if file.endswith(ONE_BY_ONE) else file
 
     return OneBook(config, log)
 
@@ -172,6 +137,13 @@ def quick_config(folder, **changes):
         "disable_tqdm": True,
     }
     return SFTConfig(str(folder), **settings | changes)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory, request):
+    """A folder that all processes of this run of the tests share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if hasattr(request.config, "workerinput") else base
 
 
 @pytest.fixture

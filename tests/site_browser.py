@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
-from playwright.sync_api import Browser, Frame, Page, Request
+from playwright.sync_api import Browser, Page, Request, expect
 
 ROOT = Path(__file__).parents[1]
 #: Where the site lies at its host, as in ``html.baseurl`` of ``_config.yml``.
@@ -20,6 +21,9 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+#: Guards against a hang, and no measure of speed: another process may have the machine.
+TIMEOUT = 120_000  # milliseconds
+expect.set_options(timeout=TIMEOUT)
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
 #: The pages in reading order, as their addresses within the site.
 CHAPTERS = [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
@@ -43,6 +47,23 @@ SCREENS = [
     for scheme in ("light", "dark")
 ]
 DESKTOP, PHONE = SCREENS[0], SCREENS[2]
+#: Pages that differ in kind. Each change looks at all pages on the desktop's screen, and at these
+#: in every other way too; `make weekly` looks at all pages in all ways.
+KINDS = ("index", "08-evaluation", "12-ask", "claims", "glossary")
+
+
+def look(page: str, screen: Screen | None = None) -> Any:
+    """A parameter of a test that looks at a page, on a screen or in another way."""
+    often = screen == DESKTOP or Path(page).stem in KINDS
+    return pytest.param(
+        (page, screen) if screen else page,
+        id=f"{Path(page).stem}-{screen.name}" if screen else Path(page).stem,
+        marks=() if often else pytest.mark.weekly,
+    )
+
+
+VIEWS = [look(page, screen) for page in (*PAGES, *OTHERS) for screen in SCREENS]
+each_page = pytest.mark.parametrize("name", [look(page) for page in PAGES])
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -80,31 +101,16 @@ class View:
     def watch(self) -> None:
         """Note what goes wrong, and every request, from now on.
 
-        Whoever goes on to another page breaks off what the one before still loads: that is no
-        fault of either. Such a request ends as aborted, after the next page was asked for.
+        A request that ends as aborted was given up by its page, or by who went on to another: what
+        is missing or refused ends otherwise.
         """
         page = self.page
-        pages, leaving = 0, False
-        asked_by: dict[Request, int] = {}
-
-        def request(request: Request) -> None:
-            nonlocal leaving
-            leaving = leaving or request.is_navigation_request()
-            asked_by[request] = pages
-            self.urls.append(request.url)
-
-        def navigated(frame: Frame) -> None:
-            nonlocal pages, leaving
-            if leaving and frame == page.main_frame:
-                pages, leaving = pages + 1, False
 
         def failed(request: Request) -> None:
-            left = leaving or asked_by[request] < pages
-            if request.failure != "net::ERR_ABORTED" or not left or request.is_navigation_request():
+            if request.failure != "net::ERR_ABORTED":
                 self.problems.append(f"failed: {request.url} {request.failure}")
 
-        page.on("request", request)
-        page.on("framenavigated", navigated)
+        page.on("request", lambda request: self.urls.append(request.url))
         page.on("requestfailed", failed)
         page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
         page.on(
@@ -124,6 +130,7 @@ def open_page(browser: Browser, url: str, screen: Screen = DESKTOP, **options: A
         color_scheme=screen.scheme,
         **options,
     )
+    context.set_default_timeout(TIMEOUT)
     view = View(context.new_page(), urlsplit(url).path.rpartition("/")[2], screen)
     view.watch()
     view.page.goto(url, wait_until="load")

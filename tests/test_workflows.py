@@ -38,8 +38,3 @@ def test_a_workflow_may_do_the_least_and_names_what_exists(path):
     called = re.findall(r"^\s*(?:- run: )?make ([a-z][\w-]*)", text, re.MULTILINE)
     matrix = workflow["jobs"].get("slow", {}).get("strategy", {}).get("matrix", {})
     assert {*called, *matrix.get("target", [])} <= set(targets)
-
-
-def test_an_action_has_one_version_everywhere():
-    found = re.findall(r"uses: (\S+)@(\S+)", "".join(path.read_text("utf8") for path in FILES))
-    assert len({action for action, _ in found}) == len(set(found))

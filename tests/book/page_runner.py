@@ -12,22 +12,86 @@ from __future__ import annotations
 import gc
 import json
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from myst_nb.core.read import read_myst_markdown_notebook
 
 
-def run_page(path: Path, shell: InteractiveShell) -> dict[str, Any]:
-    """Execute a page's cells up to the first that fails."""
+class Runner:
+    """Such a process, for a test: it is given a line and answers with what it found."""
+
+    def __init__(self, results: Path, *command: object, **settings: str) -> None:
+        self.results, self.log = results, results.with_suffix(".log")
+        quiet = {
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "KMP_BLOCKTIME": "0",
+            "TQDM_DISABLE": "1",
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *map(str, command), results],
+                env={k: v for k, v in os.environ.items() if k != "SFT_PROFILE"} | quiet | settings,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    def ask(self, line: object) -> dict[str, Any]:
+        """The answer to a line; the test fails if the process ends."""
+        assert self.process.stdin and self.process.stdout
+        print(line, file=self.process.stdin, flush=True)
+        while (told := self.process.stdout.readline()) not in ("", "done\n"):
+            pass
+        if not told:
+            pytest.fail(f"{line}: the process ended.\n{self.log.read_text()[-4000:]}")
+        return json.loads(self.results.read_text("utf8").splitlines()[-1])
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        with self.process:  # closes its pipes and waits for it
+            self.process.kill()
+
+
+def serve(answer: Callable[[str], dict[str, Any]]) -> None:
+    """Be such a process: answer each line of standard input."""
+    for line in sys.stdin:
+        found = json.dumps(answer(line.strip()))
+        with open(sys.argv[1], "a", encoding="utf-8") as file:
+            file.write(found + "\n")
+        print("done", file=sys.__stdout__, flush=True)
+
+
+def make_shell() -> InteractiveShell:
+    """What runs the cells."""
+    shell = InteractiveShell.instance(history_length=0)
+    shell.history_manager.enabled = False
+    shell.colors = "nocolor"
+    return shell
+
+
+def code_cells(path: Path) -> list[Any]:
+    """The code cells of a page."""
     notebook = read_myst_markdown_notebook(path.read_text("utf8"), path=path)
-    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def run_cells(sources: list[str], folder: Path, shell: InteractiveShell) -> dict[str, Any]:
+    """Execute cells up to the first that fails, where a build would."""
     shell.reset(new_session=True)
-    os.chdir(path.parent)  # where a build runs it
+    os.chdir(folder)
     started, cells = time.perf_counter(), []
     for source in sources:
         with capture_output() as captured:
@@ -49,36 +113,28 @@ def run_page(path: Path, shell: InteractiveShell) -> dict[str, Any]:
             break
     gc.collect()
     seconds = round(time.perf_counter() - started, 1)
-    return {"page": path.name, "cells": cells, "of": len(sources), "seconds": seconds}
-
-
-def note_models(loaded: list[str]) -> None:
-    """Write down every name of a model that is loaded."""
-    from sft_utils import models
-
-    resolve = models.resolve
-
-    def noted(source: str | Path) -> str:
-        found = resolve(source)
-        loaded.append(str(source))  # not reached for the names that a page only tries
-        return found
-
-    models.resolve = noted
+    return {"cells": cells, "of": len(sources), "seconds": seconds}
 
 
 def main() -> None:
     """Run each page that is named on standard input."""
-    loaded: list[str] = []
-    note_models(loaded)
-    shell = InteractiveShell.instance(history_length=0)
-    shell.history_manager.enabled = False
-    shell.colors = "nocolor"
-    for line in sys.stdin:
+    from sft_utils import models
+
+    shell, loaded, resolve = make_shell(), set(), models.resolve
+
+    def noted(source: str | Path) -> str:
+        found = resolve(source)
+        loaded.add(str(source))  # not reached for the names that a page only tries
+        return found
+
+    def answer(line: str) -> dict[str, Any]:
         loaded.clear()
-        result = run_page(Path(line.strip()), shell) | {"loaded": sorted(set(loaded))}
-        with open(sys.argv[1], "a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
-        print("done", file=sys.__stdout__, flush=True)
+        path = Path(line)
+        result = run_cells([cell.source for cell in code_cells(path)], path.parent, shell)
+        return result | {"page": path.name, "loaded": sorted(loaded)}
+
+    models.resolve = noted
+    serve(answer)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,11 @@
-"""The notebooks beside the pages: made from them, readable without MyST, and working alone.
-
-Those marked ``notebooks`` make virtual environments and execute every notebook in one of them:
-``make test-notebooks``.
-"""
+"""The notebooks beside the pages: made from them, readable without MyST, opened by the buttons."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tomllib
-import venv
-from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urlparse
 
@@ -22,14 +13,13 @@ import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from conftest import ROOT, build_wheel, copy_tree, own_files, run_alone
+from conftest import ROOT, own_files
 from packaging.requirements import Requirement
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
 import launch_notebooks
 from launch_notebooks import MYST, NotebookError, outside_code
-from page_report import PeakMemory
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
@@ -39,10 +29,6 @@ PAGES = sorted(
     for path in own_files("book/*.md")
     if "\nkernelspec:" in path.read_text("utf8").partition("\n---\n")[0]
 )
-#: Two workers take them one by one: who has the last one works alone, so it should be short. The
-#: test of Binder's environment stands before them, so that it is made beside the kernel's.
-LONGEST_FIRST = sorted(PAGES, key=lambda name: not "08" <= name[:2] <= "10")
-MOST_MEMORY = 1.2 * 1024  # MB: Binder gives two gigabytes, and the server takes its share
 
 
 @pytest.fixture(scope="module")
@@ -78,20 +64,16 @@ def test_the_notebook_is_that_of_the_page(notebooks, name):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_notebook_holds_the_cells_of_its_page_and_no_outputs(name):
+def test_a_notebook_holds_the_cells_of_its_page_without_outputs_and_reads_without_myst(name):
     page = (ROOT / "book" / f"{name}.md").read_text("utf8")
     cells = [cell for cell in read(name).cells if cell.cell_type == "code"]
     assert len(cells) == 1 + len(re.findall(r"^```\{code-cell\}", page, re.MULTILINE))
     assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_a_notebook_reads_without_myst(name):
+    left = []
     for cell in read(name).cells:
         if cell.cell_type == "markdown":
-            left = []
-            outside_code(cell.source, lambda part, left=left: left.extend(MYST.findall(part)) or "")
-            assert left == [], cell.source
+            outside_code(cell.source, lambda part: left.extend(MYST.findall(part)) or "")
+    assert left == []
 
 
 # --- How MyST is turned into Markdown -------------------------------------------------------------
@@ -242,97 +224,3 @@ def test_a_build_writes_the_notebook_that_is_committed(site, name):
 def test_binder_takes_the_python_of_the_pins():
     [tested] = re.findall(r"Python (3\.\d+), Linux", (ROOT / "constraints.txt").read_text("utf8"))
     assert (ROOT / ".binder" / "runtime.txt").read_text("utf8").strip() == f"python-{tested}"
-
-
-# --- Alone, in an environment of their own --------------------------------------------------------
-
-
-def make_environment(folder: Path, *arguments: object, cwd: Path) -> Path:
-    """A fresh virtual environment with what pip is asked for; its Python."""
-    venv.create(folder, with_pip=True, clear=True)
-    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    # Where PyTorch's own index cannot be reached, the tested versions come from the default one.
-    pip = {"PIP_NO_INDEX": "0", "PIP_RETRIES": os.environ.get("PIP_RETRIES", "0")}
-    if index := os.environ.get("TORCH_INDEX"):
-        torch = ("--no-deps", "--index-url", index, "-c", ROOT / "constraints.txt", "torch")
-        run_alone(python, "-m", "pip", "install", "--quiet", *torch, cwd=cwd, **pip)
-    run_alone(python, "-m", "pip", "install", "--quiet", *arguments, cwd=cwd, **pip)
-    return python
-
-
-@pytest.fixture(scope="session")
-def kernel(tmp_path_factory, worker_id):
-    """A folder of kernels with one, in an environment that holds the wheel and what it needs.
-
-    The wheel is what the first cell installs, from a file in place of the repository. What runs a
-    notebook (a kernel) is there on Colab. Several workers share one environment.
-    """
-    from filelock import FileLock
-
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "alone"
-    spec = folder / "kernels" / "python3" / "kernel.json"
-    with FileLock(f"{folder}.lock"):
-        if not spec.exists():
-            wheel = build_wheel(folder)
-            pins = ("-c", ROOT / "constraints.txt")
-            python = make_environment(folder / "venv", *pins, wheel, "ipykernel", cwd=folder)
-            spec.parent.mkdir(parents=True)
-            argv = [str(python), "-P", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            spec.write_text(json.dumps({"argv": argv, "display_name": "", "language": "python"}))
-    return spec.parents[1]
-
-
-@pytest.mark.notebooks
-def test_binder_builds_its_environment_from_nothing(tmp_path):
-    """As Binder does: in a clone, from ``.binder``; what comes out is PyTorch without CUDA."""
-    clone = tmp_path / "clone"
-    files = ("pyproject.toml", "README.md", "LICENSE", "constraints.txt")
-    copy_tree(clone, "sft_utils/**/*", ".binder/*", *files)
-    python = make_environment(tmp_path / "venv", "-r", ".binder/requirements.txt", cwd=clone)
-    code = "import sft_utils, torch, sys; print(torch.version.cuda, sft_utils.__version__)"
-    printed = run_alone(python, "-c", code, cwd=tmp_path)
-    assert printed.split() == ["None", PROJECT["version"]]
-    jupyter_book = python.parent / "jupyter-book"
-    version = subprocess.run([jupyter_book, "--version"], capture_output=True, text=True).stdout
-    assert "1.0.4" in version
-
-
-@pytest.mark.notebooks
-@pytest.mark.parametrize("name", LONGEST_FIRST)
-def test_each_notebook_runs_alone(kernel, tmp_path, monkeypatch, name):
-    from jupyter_client.kernelspec import KernelSpecManager
-    from jupyter_client.manager import KernelManager
-    from nbclient import NotebookClient
-
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.delenv("SFT_PROFILE", raising=False)
-    monkeypatch.setenv("SFT_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    specs = KernelSpecManager(kernel_dirs=[str(kernel)], ensure_native_kernel=False)
-    manager = KernelManager(kernel_name="python3", kernel_spec_manager=specs)
-    notebook = read(name)
-    client = NotebookClient(notebook, km=manager, timeout=1800,
-                            resources={"metadata": {"path": str(tmp_path)}})  # fmt: skip
-    try:
-        with PeakMemory(lambda: manager.provisioner and manager.provisioner.pid) as memory:
-            client.execute()
-    finally:
-        manager.shutdown_kernel(now=True)
-    print(f"{name}: at most {memory.mb:.0f} MB")
-    assert memory.mb < MOST_MEMORY
-    assert not list(tmp_path.glob("*.py"))
-    codes = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-    assert all(cell.execution_count for cell in codes)
-
-
-@pytest.mark.notebooks
-def test_what_is_installed_leaves_torch_alone(kernel, tmp_path):
-    """Pip would change nothing of an environment that has a PyTorch in range already."""
-    python = json.loads((kernel / "python3" / "kernel.json").read_text())["argv"][0]
-    [wheel] = (kernel.parent / "dist").glob("*.whl")
-    report = tmp_path / "report.json"
-    command = ("-m", "pip", "install", "--dry-run", "--quiet", "--report", report, wheel)
-    run_alone(python, *command, cwd=tmp_path)
-    names = [item["metadata"]["name"] for item in json.loads(report.read_text())["install"]]
-    assert [name for name in names if name != "sft-utils"] == []

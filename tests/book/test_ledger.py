@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import jsonschema
 import nbformat
 import pytest
+from book.small_book import EXTENSION, SmallBook
 from bs4 import BeautifulSoup
 
-ROOT = Path(__file__).parents[2]
-EXTENSION = ROOT / "book" / "_ext"
 sys.path.insert(0, str(EXTENSION))
 
 import ledger  # noqa: E402
@@ -58,31 +54,19 @@ claim("it-learns", "It learns <most> of them.", right, at_least=THRESHOLD)
 LISTS = "# Lists\n\n```{results-list}\n```\n\n```{claims-list}\n```\n"
 
 
-def write(folder: Path, threshold: float) -> None:
-    (folder / "scores.md").write_text(HEADER + SCORES.replace("THRESHOLD", str(threshold)), "utf8")
-
-
-def build(folder: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "sphinx", ".", "_build/html", "-d", "_build/doctrees"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300,
-                          env=os.environ | {"NO_COLOR": "1"})  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
     """Built with a claim that holds; then again, unchanged; then with one that fails, twice."""
-    folder = tmp_path_factory.mktemp("ledger")
-    (folder / "conf.py").write_text(CONF)
-    (folder / "index.md").write_text("# Book\n\n```{toctree}\nscores\nlists\n```\n")
-    (folder / "lists.md").write_text(LISTS)
-    runs, files, pages = [], [], []
+    book = SmallBook(tmp_path_factory.mktemp("ledger"))
+    book.write("conf.py", CONF)
+    book.write("index.md", "# Book\n\n```{toctree}\nscores\nlists\n```\n")
+    book.write("lists.md", LISTS)
+    html, runs, files, pages = book.root / "_build" / "html", [], [], []
     for threshold in (0.5, 0.5, 0.9, 0.9):
-        write(folder, threshold)
-        runs.append(build(folder))
-        files.append((folder / "_build/html/results.json").read_text("utf8"))
-        pages.append(
-            {n: (folder / f"_build/html/{n}.html").read_text("utf8") for n in ("scores", "lists")}
-        )
+        book.write("scores.md", HEADER + SCORES.replace("THRESHOLD", str(threshold)))
+        runs.append(book.build())
+        files.append((html / "results.json").read_text("utf8"))
+        pages.append({n: (html / f"{n}.html").read_text("utf8") for n in ("scores", "lists")})
     return runs, files, pages
 
 
@@ -125,14 +109,14 @@ def test_the_prose_shows_the_values(book):
 
 def test_a_warm_build_writes_the_same_file(book):
     runs, files, _ = book
-    assert "scores.md: from cache" in runs[1].stdout or "executing" not in runs[1].stdout
+    assert "scores.md: from cache" in runs[1][1] or "executing" not in runs[1][1]
     assert files[1] == files[0]
 
 
 def test_a_claim_that_holds_is_shown_and_the_build_succeeds(book):
     runs, files, pages = book
-    assert runs[0].returncode == runs[1].returncode == 0
-    assert "fail" not in runs[0].stderr
+    assert runs[0][0] == runs[1][0] == 0
+    assert "fail" not in runs[0][1]
     shown = BeautifulSoup(pages[0]["scores"], "html.parser").find(id="claim-it-learns")
     assert shown.get_text() == (
         "✓ holds It learns <most> of them. 75.0 % (70.0 to 80.0 %); required: at least 50.0 %."
@@ -144,12 +128,12 @@ def test_a_claim_that_holds_is_shown_and_the_build_succeeds(book):
 @pytest.mark.parametrize("time", [2, 3])
 def test_a_claim_that_fails_fails_the_build_cold_and_warm(book, time):
     runs, files, pages = book
-    assert runs[time].returncode == 1
-    assert runs[time].stderr.endswith(
+    assert runs[time][0] == 1
+    assert (
         "1 of 1 claims fail:\n"
         "  scores.md, cell 2, it-learns: “It learns <most> of them.” 75.0 %;"
         " required: at least 90 %\n"
-    )
+    ) in runs[time][1]
     assert json.loads(files[time])["claims"][0]["holds"] is False
     assert "✗ FAILS" in pages[time]["scores"]  # and the site is there, whole
 

@@ -12,16 +12,12 @@ markers. The trainee is a Llama without a chat template and without a pad token,
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from book.conftest import Build, Site
-from bs4 import BeautifulSoup
+from book.built import Site
+from book.page_runner import Runner
 from conftest import copy_tree
 from lookalikes import qwen_template, rows, write_models
 from myst_nb.core.variables import format_plain_text
@@ -101,6 +97,9 @@ PROFILES = {
     "whole": MODELS + 'reference = "{folder}/reference"\n' + SETTINGS + WHOLE,
     "bare": MODELS + SETTINGS + BARE,
 }
+#: By profile, the chapters that each change tries: those that do something else where a reference,
+#: an adapter, columns or an evaluation is there or missing. The others are tried each week.
+EACH_CHANGE = {"whole": "03 04 06 07 08 09", "bare": "01 02 04 05 07 08 10 12"}
 WITHOUT = "This profile names no reference"
 SAY_SO = {"01-setup", "02-helpers", "04-sft-reference", "08-evaluation", "10-cost"}
 
@@ -115,41 +114,25 @@ REPORTS = {
 GLUE = re.compile(r"\{glue:text\}`([^`:]+)(?::([^`:]*))?`")  # not those of other pages
 
 
-class Runner:
-    """The process that runs pages, and what it said of each."""
+def start(folder: Path, name: str, **settings: str) -> Runner:
+    """A process that runs pages with a profile of the folder."""
+    named = {"SFT_PROFILE": str(folder / f"{name}.toml"), "SFT_RUNS": str(folder / "runs")}
+    return Runner(folder / f"{name}.jsonl", RUNNER, **named | settings)
 
-    def __init__(self, folder: Path, name: str, **settings: str) -> None:
-        self.folder, self.name = folder, name
-        self.results, self.log = folder / f"{name}.results.jsonl", folder / f"{name}.log"
-        environment = {
-            "SFT_PROFILE": str(folder / f"{name}.toml"),
-            "SFT_RUNS": str(folder / "runs"),
-            "HF_HUB_OFFLINE": "1",
-            "TQDM_DISABLE": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "KMP_BLOCKTIME": "0",
-        }
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, RUNNER, self.results],
-                env=os.environ | environment | settings,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
 
-    def run(self, page: str) -> dict:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(f"{ROOT / 'book' / page}.md\n")
-        self.process.stdin.flush()
-        while (line := self.process.stdout.readline()) not in ("", "done\n"):
-            pass
-        if not line:
-            pytest.fail(f"{page}: the process ended.\n{self.log.read_text()[-3000:]}")
-        return json.loads(self.results.read_text("utf8").splitlines()[-1])
+def run(runner: Runner, page: str) -> dict:
+    """What became of a page's cells, none of which failed."""
+    result = runner.ask(ROOT / "book" / f"{page}.md")
+    told = [
+        f"{page}.md, cell {number}: {cell['error']}\n--- the cell\n{cell['source']}\n"
+        f"--- its output\n{cell['stdout'][-3000:]}"
+        for number, cell in enumerate(result["cells"], 1)
+        if cell["error"]
+    ]
+    if told:
+        pytest.fail("\n".join(told), pytrace=False)
+    assert len(result["cells"]) == result["of"] > 3
+    return result
 
 
 def columns() -> list[dict]:
@@ -176,12 +159,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=PROFILES)
+@pytest.fixture(scope="module")
 def runner(folder, request):
-    runner = Runner(folder, request.param)
+    runner = start(folder, request.param)
     yield runner
-    with runner.process:  # closes its pipes and waits for it
-        runner.process.kill()
+    runner.close()
 
 
 def test_the_template_is_one_that_needs_patching():
@@ -198,10 +180,10 @@ def _assert_same_fingerprints(result: dict) -> None:
     assert len(prints) == 2 and prints[0] == prints[1]
 
 
-def _assert_report(runner: Runner, page: str, glued: dict) -> None:
+def _assert_report(file: Path, page: str, glued: dict) -> None:
     """What the page says of held-out answers is what is measured on the same rows here."""
     prefix, part, others = REPORTS[page]
-    profile = load_profile(runner.folder / f"{runner.name}.toml")
+    profile = load_profile(file)
     others = [load_part(profile, one) for one in others if getattr(profile.models, one)]
     speaker = load_part(profile, part)
     held_out = report.held_out_answers(profile, load_rows(profile)[1], speaker, *others)
@@ -216,33 +198,37 @@ def _assert_report(runner: Runner, page: str, glued: dict) -> None:
     assert any(bits in text for text in glued[opening].values())
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_page_runs(runner, page):
-    result = runner.run(page)
-    told = [
-        f"{page}.md, cell {number}: {cell['error']}\n--- the cell\n{cell['source']}\n"
-        f"--- its output\n{cell['stdout'][-3000:]}"
-        for number, cell in enumerate(result["cells"], 1)
-        if cell["error"]
-    ]
-    if told:
-        pytest.fail("\n".join(told), pytrace=False)
-    assert len(result["cells"]) == result["of"] > 3
-
+@pytest.mark.parametrize(
+    ("runner", "profile", "page"),
+    [
+        pytest.param(
+            name,
+            name,
+            page,
+            marks=() if page[:2] in EACH_CHANGE[name] else pytest.mark.weekly,
+            id=f"{name}-{page}",
+        )
+        for name in PROFILES
+        for page in PAGES
+    ],
+    indirect=["runner"],
+)
+def test_page_runs(folder, runner, profile, page):
+    result = run(runner, page)
     for number, cell in enumerate(result["cells"], 1):
         where = f"{page}.md, cell {number}"
         assert "Traceback (most recent call last)" not in cell["stdout"], where
         assert not cell["stderr"].strip(), f"{where} wrote to stderr: {cell['stderr'][:2000]}"
 
     said = "".join(cell["stdout"] for cell in result["cells"]).count(WITHOUT)
-    assert said == (runner.name == "bare" and page in SAY_SO)
+    assert said == (profile == "bare" and page in SAY_SO)
     if page == "07-training":
         _assert_same_fingerprints(result)
         stdout = "".join(cell["stdout"] for cell in result["cells"])
-        assert stdout.count("This run was not evaluated") == (runner.name == "whole")
+        assert stdout.count("This run was not evaluated") == (profile == "whole")
 
     assert result["loaded"], f"{page}.md loads no model"
-    strangers = [name for name in result["loaded"] if not name.startswith(str(runner.folder))]
+    strangers = [name for name in result["loaded"] if not name.startswith(str(folder))]
     assert strangers == [], f"{page}.md loads models that the profile does not name"
 
     glued = {
@@ -254,7 +240,7 @@ def test_page_runs(runner, page):
     # What is claimed was found on the Atlas, and is claimed nowhere else.
     assert [name for name, data in glued.items() if any(k.endswith(CLAIM_TYPE) for k in data)] == []
     if page in REPORTS:
-        _assert_report(runner, page, glued)
+        _assert_report(folder / f"{profile}.toml", page, glued)
     source = (ROOT / "book" / f"{page}.md").read_text("utf8")
     quoted = [match for match in GLUE.finditer(source) if ".md::" not in match[0]]
     assert {match[1] for match in quoted} <= glued.keys(), "quoted in the prose and not glued"
@@ -268,66 +254,21 @@ def test_page_runs(runner, page):
         )
 
 
-# --- The whole book ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Built:
-    """What a build of the book with one profile left behind."""
-
-    build: Build
-    texts: dict[str, str]
-    results: list[dict]
-    claims: list[dict]
-
-    @property
-    def runs(self) -> set[str]:
-        """The fingerprints of the fine-tunings that results rest on."""
-        runs = {result.get("run") or "" for result in self.results}
-        return {run for run in runs if re.fullmatch("[0-9a-f]{64}", run)}
-
-
-@pytest.fixture(scope="module")
-def builds(folder, tmp_path_factory):
-    """One profile, the other, and the first once more, all in one copy of the book."""
-    root = tmp_path_factory.mktemp("book")
-    copy_tree(root)
-    site = Site(root, root)
-    found = []
-    for name in ("bare", "whole", "bare"):
-        profile = str(folder / f"{name}.toml")
-        build = site.run(SFT_PROFILE=profile, OMP_NUM_THREADS="1")
-        assert build.code == 0, build.output[-5000:]
-        texts = {}
-        for page in (site.html / "book").glob("*.html"):
-            soup = BeautifulSoup(page.read_text("utf8"), "html.parser")
-            texts[page.stem] = " ".join(soup.find("article").get_text().split())
-        ledger = json.loads((site.html / "results.json").read_text("utf8"))
-        found.append(Built(build, texts, ledger["results"], ledger["claims"]))
-    return found
-
-
-@pytest.mark.profiles
-def test_a_build_reports_the_profile_and_nothing_else(builds):
-    bare, whole, _ = builds
-    for built, name, other in ((bare, "bare", "whole"), (whole, "whole", "bare")):
-        assert "WARNING" not in built.build.output.replace("[IPKernelApp] WARNING", "")
-        assert all(claim["holds"] for claim in built.claims)
-        for page in PAGES:
-            assert f"Built with the profile {name}." in built.texts[page], page
-            assert f"profile {other}" not in built.texts[page], page
-        assert "with another profile than the book’s own" in built.texts["index"]
-        assert "encyclopedia many times" not in built.texts["index"]
-    assert "columns.jsonl" in bare.texts["05-data"] and "rows.jsonl" in whole.texts["05-data"]
-
-
-@pytest.mark.profiles
-def test_profiles_share_no_page_and_no_run(builds):
-    bare, whole, again = builds
-    assert [any(run["cached"] for run in b.build.executions.values()) for b in (bare, whole)] == [
-        False,
-        False,
-    ]
-    assert bare.runs and whole.runs and not bare.runs & whole.runs
-    assert all(run["cached"] for run in again.build.executions.values())
-    assert (again.texts, again.results) == (bare.texts, bare.results)
+@pytest.mark.weekly
+@pytest.mark.parametrize(("name", "other"), [("bare", "whole"), ("whole", "bare")])
+def test_a_build_reports_the_profile_and_nothing_else(folder, tmp_path, name, other):
+    """What only a build can show: that the prose around the cells is whole and says whose it is."""
+    copy_tree(tmp_path)
+    site = Site(tmp_path, tmp_path)
+    build = site.run(SFT_PROFILE=str(folder / f"{name}.toml"), OMP_NUM_THREADS="1")
+    assert build.code == 0, build.output[-5000:]
+    assert "WARNING" not in build.output.replace("[IPKernelApp] WARNING", "")
+    assert not any(run["cached"] for run in build.executions.values())
+    assert all(c["holds"] for c in json.loads((site.html / "results.json").read_text())["claims"])
+    for page in PAGES:
+        assert f"Built with the profile {name}." in site.page(page).text, page
+        assert f"profile {other}" not in site.page(page).text, page
+    assert "with another profile than the book’s own" in site.page("index").text
+    assert "encyclopedia many times" not in site.page("index").text
+    rows = {"bare": "columns.jsonl", "whole": "rows.jsonl"}
+    assert rows[name] in site.page("05-data").text

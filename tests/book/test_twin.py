@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from urllib.parse import urljoin
 
 import pytest
+from book.small_book import SPHINX, SmallBook
 from bs4 import BeautifulSoup
 from conftest import ROOT
 
@@ -40,36 +39,35 @@ def other(source):
 
 
 def build(source):
-    command = [sys.executable, "-m", "sphinx", "-E", "-q", "-b", "html", source, source / "html"]
-    return subprocess.run(command, capture_output=True, text=True)
+    return SmallBook(source).build(*SPHINX, "-E")
 
 
 def links(source, page):
-    soup = BeautifulSoup((source / "html" / page).read_text("utf8"), "html.parser")
+    soup = BeautifulSoup((source / "_build" / "html" / page).read_text("utf8"), "html.parser")
     return soup.select("p.sft-twin")
 
 
 def test_without_another_site_nothing_is_linked(source):
-    assert build(source).returncode == 0
+    assert build(source)[0] == 0
     assert links(source, "book/03-baseline.html") == []
-    assert not (source / "html" / "hub").exists()
+    assert not (source / "_build" / "html" / "hub").exists()
 
 
 def test_a_page_links_to_its_twin_with_models_revisions_and_date(source, other):
-    result = build(source)
-    assert result.returncode == 0, result.stderr
+    code, output = build(source)
+    assert code == 0, output
     [line] = links(source, "book/03-baseline.html")
     assert line.find_previous_sibling("h1") is not None
     assert f"(profile hub, 2026-11-02: {LOADED})" in line.get_text()
     target = urljoin("book/03-baseline.html", line.a["href"])
     assert target == "hub/book/03-baseline.html"
-    assert (source / "html" / target).read_text() == "<h1>The base model</h1>"
+    assert (source / "_build" / "html" / target).read_text() == "<h1>The base model</h1>"
     assert links(source, "index.html") == []  # it has no twin there
 
 
 @pytest.mark.parametrize("file", ["results.json", "built.txt"])
 def test_a_site_that_does_not_say_what_it_is_fails_the_build(source, other, file):
     (other / file).write_text("{}")
-    result = build(source)
-    assert result.returncode != 0
-    assert "does not say what was built there" in result.stderr and "built.txt" in result.stderr
+    code, output = build(source)
+    assert code != 0
+    assert "does not say what was built there" in output and "built.txt" in output

@@ -6,18 +6,14 @@ The small books here execute nothing: what is glued stands in a notebook with st
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from book.small_book import EXTENSION, JUPYTER_BOOK, SPHINX, SmallBook
+from conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
-EXTENSION = ROOT / "book" / "_ext"
 sys.path.insert(0, str(EXTENSION))
 
 import typed_numbers  # noqa: E402
@@ -27,89 +23,70 @@ def numbers(text: str) -> list[str]:
     return [found for _, found, _ in typed_numbers.typed(text)]
 
 
-@pytest.mark.parametrize(
-    ("sentence", "found"),
-    [
-        # What is typed when one is tired.
-        ("It is right in 97.8 % of them.", "97.8"),
-        ("It is right in 97.8% of them.", "97.8%"),
-        ("It answers 9 of 10.", "9, 10"),
-        ("It was asked 1,725 questions.", "1,725"),
-        ("The loss is 0.82 nats.", "0.82"),
-        ("A change of −3.1 points.", "−3.1"),
-        ("The rate is 1e-3.", "1e-3"),
-        ("The rate is .5 at most.", "5"),
-        ("It took (41 s).", "41"),
-        ("In the 3rd epoch.", "3rd"),
-        ("In 2020 it was new.", "2020"),
-        # What is typed to get past the check.
-        ("It is x3 as fast.", "x3"),
-        ("It is 10× as fast.", "10×"),
-        ("It is 10-fold.", "10-fold"),
-        ("It is right in ½ of them.", "½"),
-        ("It grows with x².", "x²"),
-        ("H₂ is asked for.", "H₂"),
-        ("It is right in ９７ of them.", "９７"),  # full width
-        ("It is right in ٩٧ of them.", "٩٧"),  # Arabic
-        ("It is right in Ⅳ of them.", "Ⅳ"),
-        ("Step ⑩ is best.", "⑩"),
-        ("It is number 1️⃣.", "1️⃣"),
-        ("acc=97", "acc=97"),
-        # Near misses of what is allowed.
-        ("The 95 % of questions.", "95"),
-        ("Right in 95 % confidently.", "95"),
-        ("A 90 % interval.", "90"),
-        ("A 99.95 % interval.", "99.95"),
-        ("Chapter 5 shows it.", "5"),
-        ("chapter 97 % done", "97"),
-        ("chapters 97.8", "97.8"),
-        ("Accuracy-97 % is high.", "Accuracy-97"),
-        ("GPT-2 % of them.", "GPT-2"),
-        ("GPT-½ is none.", "GPT-½"),
-        ("GPT- 2 is none.", "2"),
-        ("lower-97 is none.", "lower-97"),
-        ("A model of 1.2M parameters.", "1.2M"),
-        ("It read 6B tokens.", "6B"),
-        ("It keeps 4 B a parameter.", "4"),
-        ("A 12-bit number.", "12-bit"),
-        ("float97 and bf3", "float97, bf3"),
-        ("Python 97 %", "97"),
-        ("torch 3.11", "3.11"),
-        ("v0.978 is a share, v97 % too.", "v97"),
-        ("CC BY 4.05", "4.05"),
-        ("1.2.3 % of them", "1.2.3"),
-        ("arXiv:97", "arXiv:97"),
-        ("It got 97. That is high.", "97"),
-        ("197. That is high.", "197"),
-        ("12.5 is high.", "12.5"),
-    ],
-)
-def test_found(sentence: str, found: str) -> None:
-    assert numbers(sentence) == [found]
+#: What is found, between bars.
+FOUND = """
+    It is right in |97.8| % of them.
+    It is right in |97.8%| of them.
+    It was asked |1,725| questions.
+    A change of |−3.1| points.
+    The rate is |1e-3|.
+    The rate is .|5| at most.
+    It took (|41| s).
+    In the |3rd| epoch.
+    In |2020| it was new.
+    It is |10×| as fast.
+    It is |10-fold|.
+    It is right in |½| of them.
+    It grows with |x²|.
+    It is right in |９７| of them, full width.
+    It is right in |٩٧| of them, Arabic.
+    It is right in |Ⅳ| of them.
+    It is number |1️⃣|.
+    |acc=97|
+    The |95| % of questions.
+    A |90| % interval.
+    Chapter |5| shows it.
+    chapter |97| % done
+    |Accuracy-97| % is high.
+    |GPT-2| % of them.
+    A model of |1.2M| parameters.
+    It keeps |4| B a parameter.
+    |float97| is none.
+    Python |97| %
+    torch |3.11|
+    |1.2.3| % of them
+    |arXiv:97|
+    It got |97|. That is high.
+    |197|. That is high.
+    It answers |9| of |10|.
+"""
 
 
-@pytest.mark.parametrize(
-    "sentence",
-    [
-        "Nine of ten, two thirds, the first three rows.",
-        "1. How many are there?",
-        " 12. How many are there?",
-        "Chapter 05 shows it, chapters 01 to 08 use it, chapters 03, 04 and 08–09 too.",
-        "Qwen3-0.6B-Base, SmolLM2-135M, Qwen2.5-7B, GPT-2, Llama-3.1-8B and Qwen3.",
-        "UTF-8, SHA-256 and Apache-2.0.",
-        "float32, bfloat16, bf16, fp16 and int8, in 32-bit or 4-bit.",
-        "At 0.6B and above, at 7B, published at 0.1 B or more, 175 B parameters.",
-        "Jupyter Book 1.0.4, v2, v1.2, Python 3.11, PyTorch 2.6, TRL 1.14 and version 3.",
-        "CC BY 4.0 or CC BY-SA 4.0.",
-        "It is arXiv:2203.02155v1.",
-        "A 95 % interval, 95% intervals, 95 % confidence.",
-    ],
-)
-def test_allowed(sentence: str) -> None:
+@pytest.mark.parametrize("line", FOUND.strip().splitlines())
+def test_found(line):
+    parts = line.strip().split("|")
+    assert numbers("".join(parts)) == [", ".join(parts[1::2])]
+
+
+ALLOWED = """
+    Nine of ten, two thirds, the first three rows.
+    12. How many are there?
+    Chapter 05 shows it, chapters 01 to 08 use it, chapters 03, 04 and 08–09 too.
+    Qwen3-0.6B-Base, SmolLM2-135M, Qwen2.5-7B, GPT-2, Llama-3.1-8B and Qwen3.
+    UTF-8, SHA-256, Apache-2.0, CC BY 4.0 or CC BY-SA 4.0, and arXiv:2203.02155v1.
+    float32, bfloat16, bf16, fp16 and int8, in 32-bit or 4-bit.
+    At 0.6B and above, at 7B, published at 0.1 B or more, 175 B parameters.
+    Jupyter Book 1.0.4, v2, v1.2, Python 3.11, PyTorch 2.6, TRL 1.14 and version 3.
+    A 95 % interval, 95% intervals, 95 % confidence.
+"""
+
+
+@pytest.mark.parametrize("sentence", ALLOWED.strip().splitlines())
+def test_allowed(sentence):
     assert numbers(sentence) == []
 
 
-def test_a_citation_covers_its_sentence_and_no_other() -> None:
+def test_a_citation_covers_its_sentence_and_no_other():
     cited = typed_numbers.CITED
     assert numbers(f"It was 97 % {cited}.") == []
     assert numbers(f"It was 97 %, i.e. Most of them, as Wei et al. Found on p. 7 {cited}.") == []
@@ -119,7 +96,7 @@ def test_a_citation_covers_its_sentence_and_no_other() -> None:
     assert numbers(f"Here GPT-2 has 98 of them for GPT-2. It was 97 % {cited}.") == ["98"]
 
 
-def test_a_sentence_is_told_as_it_reads() -> None:
+def test_a_sentence_is_told_as_it_reads():
     text = f"First.\nThe model\n{typed_numbers.hide('x = 5')} of GPT-2 had 97 %. Last."
     [(position, found, sentence)] = typed_numbers.typed(text)
     assert (found, sentence) == ("97", "The model x = 5 of GPT-2 had 97 %.")
@@ -132,40 +109,35 @@ def glued(code: str) -> list[str]:
     return [found.numbers for found in typed_numbers.in_cells(notebook, "x.md")]
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        'glue("share", "97.8 %")',
-        'glue("share", 97.8)',
-        'glue("share", value=97)',
-        'results.glue("share", round(0.978, 2))',
-        'glue("share", f"{97.8:.1f} %")',
-        'glue("share", Measure(0.978, "%"))',
-        'share = Measure(value=0.978, unit="%")',
-        'claim("it-learns", "It learns 90 % of them.", share, at_least=0.9)',
-    ],
-)
-def test_a_number_typed_into_a_call_that_glues_is_found(code: str) -> None:
-    assert glued(code)
-    assert ast.parse(glued(code)[0])  # the value, as code
+TYPED = """
+    glue("share", "97.8 %")
+    glue("share", value=97)
+    results.glue("share", round(0.978, 2))
+    glue("share", f"{97.8:.1f} %")
+    share = Measure(value=0.978, unit="%")
+    claim("it-learns", "It learns 90 % of them.", share, at_least=0.9)
+"""
+COMPUTED = """
+    glue("share", f"{100 * share:.1f} %")
+    glue("share2", share / 3)
+    glue("verdict", "agrees" if share > 0.9 else "differs")
+    glue("model", "SmolLM2-135M")
+    glue("seen", True)
+    Measure(share, "%", digits=2, n=len(rows), seeds=(0, 1))
+    claim("it-learns", "It learns most of them.", share, at_least=0.9)
+    %time glue("share", 97)  # no Python that can be read
+"""
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        'glue("share", f"{100 * share:.1f} %")',
-        'glue("share2", share / 3)',
-        'glue("verdict", "agrees" if share > 0.9 else "differs")',
-        'glue("none", "–")',
-        'glue("model", "SmolLM2-135M")',
-        'glue("seen", True)',
-        'Measure(share, "%", digits=2, n=len(rows), seeds=(0, 1))',
-        'claim("it-learns", "It learns most of them.", share, at_least=0.9)',
-        "%time 97\nglue('share', 97)",  # no Python that can be read
-    ],
-)
-def test_what_a_cell_computes_is_not(code: str) -> None:
-    assert glued(code) == []
+@pytest.mark.parametrize("code", TYPED.strip().splitlines())
+def test_a_number_typed_into_a_call_that_glues_is_found(code):
+    assert glued(code.strip())
+    assert ast.parse(glued(code.strip())[0])  # the value, as code
+
+
+@pytest.mark.parametrize("code", COMPUTED.strip().splitlines())
+def test_what_a_cell_computes_is_not(code):
+    assert glued(code.strip()) == []
 
 
 # Where in a page: each line of `FOUND_IN` has numbers from 50 on, and no other line has one.
@@ -313,42 +285,15 @@ def shown() -> nbformat.NotebookNode:
     )
 
 
-@dataclass
-class Book:
-    """A book in a folder of its own."""
-
-    root: Path
-
-    def write(self, name: str, text: str) -> None:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf8")
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.run(
-            [sys.executable, *command],
-            cwd=self.root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-        )
-
-    def build(self, builder: str = "html") -> subprocess.CompletedProcess[str]:
-        return self.run("-m", "sphinx", "-b", builder, "-d", "_build/doctrees", ".", "_build/html")
-
-
-def told(result: subprocess.CompletedProcess[str]) -> list[str]:
-    """The lines that the build says about typed numbers."""
-    _, found, text = result.stdout.partition("ERROR: typed numbers in the prose of the book:\n")
+def told(output):
+    """The lines that a build says about typed numbers."""
+    _, found, text = output.partition("ERROR: typed numbers in the prose of the book:\n")
     return text.partition(f"\n{typed_numbers.REMEDY}")[0].splitlines() if found else []
 
 
 @pytest.fixture(scope="module")
-def book(tmp_path_factory: pytest.TempPathFactory) -> Book:
-    book = Book(tmp_path_factory.mktemp("book"))
+def book(tmp_path_factory):
+    book = SmallBook(tmp_path_factory.mktemp("book"))
     book.write("conf.py", CONF)
     book.write("references.bib", BIB)
     book.write("sft_utils/atlas/checkpoints/toy/README.md", CARD)
@@ -362,86 +307,70 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Book:
 
 
 @pytest.fixture(scope="module")
-def first(book: Book) -> subprocess.CompletedProcess[str]:
+def first(book):
     """The first build, with every kind of typed number."""
     return book.build()
 
 
-def test_the_build_fails_and_writes_the_whole_site(
-    book: Book, first: subprocess.CompletedProcess[str]
-) -> None:
-    assert first.returncode == 1, first.stdout
-    assert "build finished with problems" in first.stdout
-    assert typed_numbers.REMEDY in first.stdout
+def test_the_build_fails_and_writes_the_whole_site(book, first):
+    code, output = first
+    assert code == 1, output
+    assert "build finished with problems" in output
+    assert typed_numbers.REMEDY in output
     for page in ("index", "01-setup", "clean", "shown", "typed"):
         assert (book.root / "_build" / "html" / f"{page}.html").exists()
     assert "97.8 %" in (book.root / "_build" / "html" / "clean.html").read_text("utf8")
 
 
-@pytest.mark.parametrize("number", [*range(50, 80), 81, 82])
-def test_found_on_a_page(first: subprocess.CompletedProcess[str], number: int) -> None:
-    lines = [line for line in told(first) if str(number) in line.partition(" in “")[0]]
-    assert lines and all(line.startswith("typed.md") for line in lines), told(first)
+def test_each_is_told_with_its_place_and_nothing_else_is(first):
+    files: dict[str, str] = {}
+    for line in told(first[1]):
+        file, _, rest = line.partition(":")
+        files[file] = files.get(file, "") + rest.partition(" in “")[0] + "\n"
+    assert files.keys() == {"typed.md", "shown.ipynb"}  # and not what was computed, or is clean
+    missing = [n for n in (*range(50, 80), 81, 82) if str(n) not in files["typed.md"]]
+    assert missing == [] and "80" not in files["typed.md"]  # the address of a link
+    assert [n for n in (83, 84, 85) if str(n) not in files["shown.ipynb"]] == []
+    assert files["shown.ipynb"].count("\n") == 3
+    assert "typed.md:1: 51 in “Heading 51”" in told(first[1])
+    assert "4: 54, 55, 5e-50, " in files["typed.md"]
 
 
-def test_the_address_of_a_link_is_none(first: subprocess.CompletedProcess[str]) -> None:
-    assert not any("80" in line for line in told(first))
+def test_a_warm_build_fails_too(book, first):
+    code, output = book.build()
+    assert "no targets are out of date" in output
+    assert code == 1 and told(output) == told(first[1])
 
 
-def test_found_in_a_notebook(first: subprocess.CompletedProcess[str]) -> None:
-    lines = [line for line in told(first) if line.startswith("shown.ipynb")]
-    assert [number for number in (83, 84, 85) if str(number) not in "\n".join(lines)] == []
-    assert len(lines) == 3, lines  # and nothing that was computed
+def test_only_a_build_of_html_fails(book, first):
+    code, output = book.build(*SPHINX[:-1], "_build/text", "-b", "text")
+    assert (code, told(output)) == (0, []), output
 
 
-def test_nothing_is_found_where_nothing_was_typed(first: subprocess.CompletedProcess[str]) -> None:
-    files = {line.partition(":")[0] for line in told(first)}
-    assert files == {"typed.md", "shown.ipynb"}
-
-
-def test_the_line_is_told(first: subprocess.CompletedProcess[str]) -> None:
-    assert "typed.md:1: 51 in “Heading 51”" in told(first)
-    [line] = [line for line in told(first) if "54" in line]
-    assert line.startswith("typed.md:4: 54, 55, 5e-50, ")
-
-
-def test_a_warm_build_fails_too(book: Book, first: subprocess.CompletedProcess[str]) -> None:
-    again = book.build()
-    assert "no targets are out of date" in again.stdout
-    assert again.returncode == 1
-    assert told(again) == told(first)
-
-
-def test_only_a_build_of_html_fails(book: Book, first: subprocess.CompletedProcess[str]) -> None:
-    result = book.run("-m", "sphinx", "-b", "text", "-d", "_build/doctrees", ".", "_build/text")
-    assert result.returncode == 0, result.stdout
-    assert told(result) == []
-
-
-def test_what_is_mended_or_gone_is_forgotten(tmp_path: Path) -> None:
-    book = Book(tmp_path)
+def test_what_is_mended_or_gone_is_forgotten(tmp_path):
+    book = SmallBook(tmp_path)
     book.write("conf.py", CONF)
     book.write("references.bib", "")
     book.write("index.md", "# Book\n\nIt has 97 % and\n90 %.\n\n```{toctree}\n:glob:\n*\n```\n")
     book.write("other.md", "# Other\n\nIt has 98 %.\n\n```{include} sft_utils/hand.md\n```\n")
     book.write("sft_utils/hand.md", "It has 99 %.\n")
-    assert told(book.build()) == [
+    assert told(book.build()[1]) == [
         "index.md:3: 97, 90 in “It has 97 % and 90 %.”",
         "other.md:3: 98 in “It has 98 %.”",
         "sft_utils/hand.md:2: 99 in “It has 99 %.”",  # MyST counts one too many there
     ]
     book.write("index.md", "# Book\n\n```{toctree}\n:glob:\n*\n```\n")
-    assert [line.partition(":")[0] for line in told(book.build())] == [
+    assert [line.partition(":")[0] for line in told(book.build()[1])] == [
         "other.md",
         "sft_utils/hand.md",
     ]
     (tmp_path / "other.md").unlink()
-    result = book.build()
-    assert (result.returncode, told(result)) == (0, []), result.stdout
+    code, output = book.build()
+    assert (code, told(output)) == (0, []), output
 
 
-def test_jupyter_book_exits_with_an_error(tmp_path: Path) -> None:
-    book = Book(tmp_path)
+def test_jupyter_book_exits_with_an_error(tmp_path):
+    book = SmallBook(tmp_path)
     local = {"typed_numbers": str(EXTENSION)}
     execute = {"execute_notebooks": "off"}
     book.write(
@@ -450,17 +379,16 @@ def test_jupyter_book_exits_with_an_error(tmp_path: Path) -> None:
     book.write("_toc.yml", "format: jb-book\nroot: index\nchapters:\n  - file: other\n")
     book.write("index.md", "# Book\n\nIt has 97 %.\n")
     book.write("other.md", "# Other\n\nIt has most of them.\n")
-    command = ("-c", "from jupyter_book.cli.main import main; main()", "build", ".")
-    result = book.run(*command)
-    assert result.returncode != 0
-    assert told(result) == ["index.md:3: 97 in “It has 97 %.”"]
+    code, output = book.build(*JUPYTER_BOOK)
+    assert code != 0
+    assert told(output) == ["index.md:3: 97 in “It has 97 %.”"]
     html = tmp_path / "_build" / "html"
     assert "It has 97 %." in (html / "index.html").read_text("utf8")
     assert "It has most of them." in (html / "other.html").read_text("utf8")
     book.write("index.md", "# Book\n\nIt has most of them.\n")
-    assert book.run(*command).returncode == 0
+    assert book.build(*JUPYTER_BOOK)[0] == 0
 
 
-def test_the_book_uses_the_check() -> None:
+def test_the_book_uses_the_check():
     config = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))
     assert config["sphinx"]["local_extensions"]["typed_numbers"] == "book/_ext"

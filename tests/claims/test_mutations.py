@@ -2,29 +2,21 @@
 
 A claim that holds whatever goes wrong says nothing, and one that fails for any reason says
 little. So chapters 03, 04, 05, 07 and 08 run once for each fault, cut down to what their claims
-rest on (``slices.py``), on a part of the scored questions (``worker.py``), with their trainings
-as they are. The faults are in ``faults.py``; what each must break stands here, written by hand.
-
-``make mutations`` runs these tests; ``make test`` leaves out all but the quick ones.
+rest on, on a part of the scored questions (``worker.py``), with their trainings as they are. The
+faults are in ``faults.py``; what each must break stands here, written by hand. `.ci/run` plants
+five of them.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from book.page_runner import Runner
 from claims.faults import FAULTS, PAGES
-from claims.slices import claims_of, reduce_cells
+from claims.worker import ROOT, claims_of
 
-ROOT = Path(__file__).parents[2]
-WORKERS = 2  # processes, one thread each
-CLAIMS = {page: claims_of(ROOT / "book" / f"{page}.md") for page in PAGES}
+CLAIMS = {page: claims_of(page) for page in PAGES}
 
 EXPECTED: dict[str, set[str]] = {
     # Nothing is wrong, and nothing fails: thinning the questions alone breaks no claim.
@@ -88,19 +80,13 @@ EXPECTED: dict[str, set[str]] = {
         "sft-needs-truth",  # the control is no worse: both learned from false rows
         "sft-beats-guessing",  # a few facts are right still, hardly more than guesses
     },
-    "test-entity-in-a-row": {
-        "data-keeps-apart",  # one row in thousands: no score shows it, and the check does
-    },
-    "held-out-wording-in-a-row": {
-        "data-keeps-apart",  # the same
-    },
+    # One row in thousands: no score shows it, and the check does.
+    "test-entity-in-a-row": {"data-keeps-apart"},
+    "held-out-wording-in-a-row": {"data-keeps-apart"},  # the same
     # --- the questions
-    "never-asked-from-asked-relations": {
-        "never-asked-stays-hard",  # the rows do ask these relations
-    },
-    "value-in-the-question": {
-        "data-keeps-apart",  # its third check
-    },
+    # The rows do ask these relations.
+    "never-asked-from-asked-relations": {"never-asked-stays-hard"},
+    "value-in-the-question": {"data-keeps-apart"},  # its third check
     # --- asking
     "other-template-for-asking": {
         # The small model answers most questions all the same: its claims hold.
@@ -110,12 +96,10 @@ EXPECTED: dict[str, set[str]] = {
         "rows-fit-without-pretraining",  # nor do those that learned a few rows by heart
         "one-form-fits",
     },
-    "system-message-left-out": {
-        "reference-follows-instructions",  # it answers, in the form of a question without one
-    },
-    "earlier-turns-left-out": {
-        "reference-follows-up",  # "How about Peru?" alone does not say what is asked
-    },
+    # It answers, in the form of a question without one.
+    "system-message-left-out": {"reference-follows-instructions"},
+    # "How about Peru?" alone does not say what is asked.
+    "earlier-turns-left-out": {"reference-follows-up"},
     "padding-on-the-right": {
         "base-knows",  # all that is asked in batches is answered from a padding token
         "base-can-finish",
@@ -217,12 +201,8 @@ EXPECTED: dict[str, set[str]] = {
         "one-form-is-not-extracted",  # both models of the comparison are the base
         "many-forms-fit-soonest",  # the same
     },
-    "control-rows-not-shuffled": {
-        "sft-needs-truth",  # the control is as good as the trainee
-    },
-    "blank-model-was-pretrained": {
-        "rows-hold-no-other-facts",  # its pretraining does
-    },
+    "control-rows-not-shuffled": {"sft-needs-truth"},  # the control is as good as the trainee
+    "blank-model-was-pretrained": {"rows-hold-no-other-facts"},  # its pretraining does
     "fits-end-at-once": {
         "rows-fit-without-pretraining",  # a few updates do not fit the rows
         "one-form-fits",  # the same
@@ -231,120 +211,38 @@ EXPECTED: dict[str, set[str]] = {
     },
 }
 
-mutations = pytest.mark.mutations
-
-
-class Workers:
-    """Two processes that run faults; each imports the libraries once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.own = threading.local()
-        self.processes: list[subprocess.Popen[str]] = []
-        self.pool = ThreadPoolExecutor(WORKERS)
-        self.stopped = False
-
-    def outcome(self, name: str) -> dict:
-        """What a fault did, from the process of this thread."""
-        if not hasattr(self.own, "process"):
-            self.own.file = self.folder / f"outcomes-{threading.get_ident()}.jsonl"
-            self.own.process = self.start(self.own.file)
-        process = self.own.process
-        print(name, file=process.stdin, flush=True)
-        if process.stdout.readline() != "done\n":
-            process.kill()
-            raise RuntimeError(f"{name}: the worker ended\n{process.communicate()[1][-4000:]}")
-        return json.loads(self.own.file.read_text("utf8").splitlines()[-1])
-
-    def start(self, file: Path) -> subprocess.Popen[str]:
-        settings = {
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]),
-            "SFT_RUNS": str(self.folder / "runs"),  # shared: most faults touch no training
-            "OMP_NUM_THREADS": "1",
-            "TQDM_DISABLE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-        }
-        process = subprocess.Popen(
-            [sys.executable, "-m", "claims.worker", str(file)],
-            env={k: v for k, v in os.environ.items() if k != "SFT_PROFILE"} | settings,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        self.processes.append(process)
-        return process
-
-    def stop(self) -> None:
-        """End the processes, whatever they are doing."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        for process in self.processes:
-            process.kill()
-            process.communicate()
-
 
 @pytest.fixture(scope="module")
-def outcomes(request, tmp_path_factory):
-    """By the name of a fault, what will have become of the claims: all asked for are under way."""
-    workers = Workers(tmp_path_factory.mktemp("claims"))
-    tests = [test for test in request.session.items if "outcomes" in test.fixturenames]
-    try:
-        names = [test.callspec.params["fault"] for test in tests]
-        yield {name: workers.pool.submit(workers.outcome, name) for name in names}
-    finally:
-        workers.stop()
+def worker(shared, tmp_path_factory):
+    """A process that runs faults one after another. All share their runs: most touch none."""
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+    results = tmp_path_factory.mktemp("claims") / "outcomes.jsonl"
+    worker = Runner(results, "-m", "claims.worker", PYTHONPATH=path, SFT_RUNS=str(shared / "runs"))
+    yield worker
+    worker.close()
 
 
-@mutations
+@pytest.mark.weekly
 @pytest.mark.parametrize("fault", EXPECTED)
-def test_exactly_the_expected_claims_fail(outcomes: dict[str, Future], fault, capsys):
-    found = outcomes[fault].result()
+def test_exactly_the_expected_claims_fail(worker, fault):
+    found = worker.ask(fault)
     failed = {name: c for name, c in found["claims"].items() if not c["holds"]}
-    seconds = ", ".join(f"{page[:2]} {taken:.0f}" for page, taken in found["seconds"].items())
-    with capsys.disabled():
-        print(f"\n{fault}: {sum(found['seconds'].values()):.0f} s ({seconds})", end="")
-        for name, claim in failed.items():
-            print(f"\n  {name}: {claim['measure']['text']}", end="")
-        print(" " if failed else "\n  no claim fails ", end="")
+    print(f"{fault}, seconds by page: {found['seconds']}")  # shown if it fails, or with -rP
+    for name, claim in failed.items():
+        print(f"{name}: {claim['measure']['text']}")
     assert found["errors"] == {}
     # A claim that a page did not come to would not be missed otherwise.
     assert set(found["claims"]) == {c for page in FAULTS[fault].pages for c in CLAIMS[page]}
     assert set(failed) == EXPECTED[fault]
 
 
-def test_every_fault_has_its_expectation():
-    assert list(EXPECTED) == list(FAULTS)
-    assert len(FAULTS) > 10
-
-
-def test_every_claim_fails_for_some_fault():
-    stated = {name for names in CLAIMS.values() for name in names}
+def test_every_fault_has_its_expectation_and_every_claim_fails_for_some_fault():
+    assert list(EXPECTED) == list(FAULTS) and len(FAULTS) > 10
     assert all(CLAIMS.values())
-    assert set().union(*EXPECTED.values()) == stated
+    assert set().union(*EXPECTED.values()) == {name for names in CLAIMS.values() for name in names}
 
 
 def test_a_fault_breaks_claims_of_the_pages_that_it_reaches():
     for name, fault in FAULTS.items():
         reached = {claim for page in fault.pages for claim in CLAIMS[page]}
         assert EXPECTED[name] <= reached, name
-
-
-def test_a_page_is_cut_to_what_its_claims_need():
-    cells = [
-        "import math\nfound, shown = [], []\nlimit = 3",
-        "found.append(math.pi)\nshown.append(limit)\nprint(shown)",
-        "x = 1\nif found:\n    x = len(found)\n    shown = x",
-        "def few(most=limit):\n    return [f for f in found if x < most]",
-        "trainer = make()\nother = make()",
-        "run = train(trainer)\nlog = train(other)",
-        "x = trainer.state",
-        'if found:\n    y = few()\n    claim("is-few", "Few.", y, at_most=x)',
-    ]
-    assert reduce_cells(cells) == [
-        "import math\nfound, shown = [], []\nlimit = 3",
-        "found.append(math.pi)",
-        "x = 1\nif found:\n    x = len(found)\n    shown = x",
-        "def few(most=limit):\n    return [f for f in found if x < most]",
-        "trainer = make()",
-        "run = train(trainer)",
-        "x = trainer.state",
-        'if found:\n    y = few()\n    claim("is-few", "Few.", y, at_most=x)',
-    ]

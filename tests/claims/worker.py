@@ -1,26 +1,23 @@
-"""Runs pages with a fault in them and writes down what became of their claims.
+"""Runs pages with a fault in them and tells what became of their claims.
 
     python -m claims.worker outcomes.jsonl < names-of-faults
 
-For every name that is read, one line of JSON is appended to ``outcomes.jsonl``. Runs are kept in
-the folder that ``SFT_RUNS`` names: a fault that does not touch a training takes it from there.
+Of a page runs what its claims rest on. Runs are kept in the folder that ``SFT_RUNS`` names: a fault
+that does not touch a training takes it from there.
 """
 
 from __future__ import annotations
 
+import ast
 import json
-import os
-import sys
-import tempfile
-import time
+import re
+import symtable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from book.page_runner import run_page
+from book.page_runner import code_cells, make_shell, run_cells, serve
 from claims import faults
-from claims.slices import reduce_page
-from IPython.core.interactiveshell import InteractiveShell
 
 from sft_utils.results import CLAIM_TYPE
 
@@ -28,6 +25,67 @@ ROOT = Path(__file__).parents[2]
 #: Of the scored questions and of the facts to complete, every so many-th is asked.
 EVERY = 6
 EVERY_FACT = 3
+
+
+def claims_of(page: str) -> list[str]:
+    """The names of the claims that a page states, in its order."""
+    text = (ROOT / "book" / f"{page}.md").read_text("utf8")
+    return re.findall(r"\bclaim\(\s*\"([\w-]+)\"", text)
+
+
+def names(statement: ast.stmt) -> tuple[set[str], set[str]]:
+    """The names that a statement binds or changes, and those that it reads."""
+    scopes = [symtable.symtable(ast.unparse(statement), "page", "exec")]
+    symbols = scopes[0].get_symbols()
+    changes = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+    reads = {s.get_name() for s in symbols if s.is_referenced()}
+    for scope in scopes:  # and the scopes within it
+        scopes += scope.get_children()
+        reads |= {s.get_name() for s in scope.get_symbols() if s.is_global()}
+    own: set[str] = set()  # of loops
+    for node in ast.walk(statement):
+        changed: Any = None
+        if isinstance(node, ast.For):
+            own |= {name.id for name in ast.walk(node.target) if isinstance(name, ast.Name)}
+        elif isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            changed = node
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            changed = node.value.func  # checks.append(...), but not pd.DataFrame(...)
+            changed = changed if getattr(changed, "attr", "").islower() else None
+        elif isinstance(node, ast.Call) and re.search(
+            r"\b(train|silence)$", ast.unparse(node.func)
+        ):
+            changed = node.args[0] if node.args else None
+        while isinstance(changed, ast.Subscript | ast.Attribute):
+            changed = changed.value
+        if isinstance(changed, ast.Name):
+            changes.add(changed.id)
+    return changes - own, reads - own
+
+
+def cells_of(page: str, edits: tuple[tuple[str, str], ...]) -> list[str]:
+    """The page's cells with no more than what its claims rest on, edited.
+
+    Statement by statement, from the last to the first: kept is what binds or changes a name that is
+    still needed. Without this a fault would ask twice as many questions.
+    """
+    needed: set[str] = set()
+    cells = []
+    for cell in reversed(code_cells(ROOT / "book" / f"{page}.md")):
+        kept: list[str] = []
+        for statement in reversed(ast.parse(cell.source).body):
+            changes, reads = names(statement)
+            text = ast.unparse(statement)
+            if "claim(" in text or changes & needed:
+                binds = ast.Assign | ast.Import | ast.ImportFrom | ast.FunctionDef
+                needed = (needed - changes if isinstance(statement, binds) else needed) | reads
+                kept.insert(0, text)
+        cells.insert(0, "\n".join(kept))
+    for old, new in edits:
+        found = sum(cell.count(old) for cell in cells)
+        assert found == 1, f"{old!r} stands {found} times in {page}"
+        cells = [cell.replace(old, new) for cell in cells]
+    return [cell for cell in cells if cell]
 
 
 def thin(patch: pytest.MonkeyPatch) -> None:
@@ -46,24 +104,17 @@ def thin(patch: pytest.MonkeyPatch) -> None:
         lambda model, tokenizer, cut: old(model, tokenizer, cut[::EVERY_FACT])))  # fmt: skip
 
 
-def outcome(name: str, pages: dict[str, str], folder: Path, shell: Any) -> dict[str, Any]:
+def outcome(name: str, shell: Any) -> dict[str, Any]:
     """Run the pages that the fault can reach: each claim with its measure and its verdict."""
     fault = faults.FAULTS[name]
     found: dict[str, Any] = {"fault": name, "claims": {}, "errors": {}, "seconds": {}}
     for page in fault.pages:
-        source = pages[page]
-        for old, new in fault.edits:
-            assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in {page}"
-            source = source.replace(old, new)
-        path = folder / f"{page}.md"
-        path.write_text(source, "utf8")
-        started = time.perf_counter()
         with pytest.MonkeyPatch.context() as patch:
             faults.plant(patch, name)
             if page != faults.DATA:  # asks no model, and checks all questions
                 thin(patch)
-            result = run_page(path, shell)
-        found["seconds"][page] = round(time.perf_counter() - started, 1)
+            result = run_cells(cells_of(page, fault.edits), ROOT / "book", shell)
+        found["seconds"][page] = result["seconds"]
         for cell in result["cells"]:
             if cell["error"]:
                 found["errors"][page] = cell["error"]
@@ -72,7 +123,6 @@ def outcome(name: str, pages: dict[str, str], folder: Path, shell: Any) -> dict[
                     if kind.endswith(CLAIM_TYPE):  # after the prefix of what is kept unseen
                         claim = json.loads(text)
                         found["claims"][claim["claim"]] = claim
-    os.chdir(ROOT)  # the pages' folder goes
     return found
 
 
@@ -82,16 +132,8 @@ def main() -> None:
 
     sft_utils.quiet()
     faults.load_modules()
-    shell = InteractiveShell.instance(history_length=0)
-    shell.history_manager.enabled = False
-    shell.colors = "nocolor"
-    pages = {page: reduce_page(ROOT / "book" / f"{page}.md") for page in faults.PAGES}
-    with tempfile.TemporaryDirectory() as folder:
-        for line in sys.stdin:
-            found = outcome(line.strip(), pages, Path(folder), shell)
-            with open(sys.argv[1], "a", encoding="utf-8") as file:
-                file.write(json.dumps(found) + "\n")
-            print("done", file=sys.__stdout__, flush=True)
+    shell = make_shell()
+    serve(lambda name: outcome(name, shell))
 
 
 if __name__ == "__main__":

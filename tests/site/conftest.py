@@ -1,8 +1,8 @@
 """The built site in a real browser, served on loopback as a host would serve it.
 
-``make test-site`` builds the book first; ``SFT_SITE=folder`` names one that was built before, as in
-``tests/book``. The browser is the ``chromium`` on the path, or what ``CHROMIUM`` names. Each page
-is opened once for each screen and shared by the tests that only look.
+The browser is the ``chromium`` on the path, or what ``CHROMIUM`` names: where there is none, these
+tests are skipped, but where one is named they fail. Each page is opened once for each screen and
+shared by the tests that only look. ``SFT_SITE`` names a site that was built before.
 """
 
 from __future__ import annotations
@@ -21,24 +21,20 @@ from site_browser import (
     BASE,
     DESKTOP,
     FLAGS,
-    OTHERS,
-    PAGES,
-    ROOT,
-    SCREENS,
+    VIEWS,
     Handler,
     Screen,
     View,
     open_page,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="session")
-def html() -> Path:
+def html(site) -> Path:
     """The folder of the built site."""
-    folder = Path(os.environ.get("SFT_SITE") or ROOT, "_build", "html").resolve()
-    if not (folder / "execution.json").exists():
-        pytest.fail(f"{folder} holds no finished build: run `make book` first.", pytrace=False)
-    return folder
+    if not site.executions():
+        pytest.fail(f"{site.html} holds no finished build", pytrace=False)
+    return site.html.resolve()
 
 
 @pytest.fixture(scope="session")
@@ -54,14 +50,14 @@ def address(html) -> Iterator[str]:
     thread.join()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it runs, nothing else can have a loop of events
 def browser() -> Iterator[Browser]:
-    program = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    named = os.environ.get("CHROMIUM")
+    program = shutil.which(named or "chromium")
     if not program:
-        pytest.fail(
-            "There is no Chromium on the path. On Debian: apt-get install chromium. "
-            "Or set CHROMIUM to the program.",
-            pytrace=False,
+        (pytest.fail if named else pytest.skip)(
+            f"There is no {named or 'chromium'} on the path. On Debian: apt-get install chromium. "
+            "Or set CHROMIUM to the program."
         )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
@@ -69,12 +65,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-VIEWS = [(page, screen) for page in (*PAGES, *OTHERS) for screen in SCREENS]
-
-
-@pytest.fixture(
-    scope="module", params=VIEWS, ids=[f"{Path(page).stem}-{screen.name}" for page, screen in VIEWS]
-)
+@pytest.fixture(scope="module", params=VIEWS)
 def view(request, browser, address) -> Iterator[View]:
     """Each page on each screen."""
     name, screen = request.param

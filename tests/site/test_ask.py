@@ -8,33 +8,27 @@ import pytest
 from playwright.sync_api import expect
 from site_browser import PHONE, open_page
 
-pytestmark = pytest.mark.site
-
 PAGE = "book/12-ask.html"
-SPLITS = (
-    "headline-test",
-    "used-wording-test",
-    "never-asked-test",
-    "absent-entity",
-    "seen-question",
-)
+SPLITS = ("headline-test", "used-wording-test", "never-asked-test", "absent-entity",
+          "seen-question")  # fmt: skip
 ASKED = 100
 QUESTION = "Where do the ministers of Honduras meet?"
-LOADING = 120_000  # milliseconds
 #: The very module that the page uses.
 MODULE = "import(document.querySelector('script[src*=live_model]').src)"
 
 
 @pytest.fixture(scope="module")
-def models():
-    """The models as Python has them, by name."""
+def models(site):
+    """The models as Python has them, by name; the trained one is that of the build."""
     from sft_utils import load_profile, walkthrough
 
     profile = load_profile("atlas")
-    return {
-        getattr(profile.models, "trainee" if part == "trained" else part): (model, tokenizer)
-        for part, model, tokenizer in walkthrough.answering_models(profile)
-    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFT_RUNS", str(site.root / ".runs"))
+        return {
+            getattr(profile.models, "trainee" if part == "trained" else part): (model, tokenizer)
+            for part, model, tokenizer in walkthrough.answering_models(profile)
+        }
 
 
 @pytest.fixture(scope="module")
@@ -84,17 +78,21 @@ def load(page, by_keyboard=False):
         page.keyboard.press("Enter")
     else:
         button.click()
-    expect(page.locator(".ask form")).to_be_visible(timeout=LOADING)
+    expect(page.locator(".ask form")).to_be_visible()
 
 
 def wait_for_answers(page, count=3):
-    expect(page.locator(".ask-end:not(:empty)")).to_have_count(count, timeout=LOADING)
+    expect(page.locator(".ask-end:not(:empty)")).to_have_count(count)
 
 
 # --- The same answers ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["atlas-base", "atlas-sft", "atlas-small"])
+@pytest.mark.parametrize("name", [
+    "atlas-small",
+    pytest.param("atlas-base", marks=pytest.mark.weekly),
+    pytest.param("atlas-sft", marks=pytest.mark.weekly),
+])  # fmt: skip
 def test_greedy_answers_are_those_of_generate_responses(asking, models, questions, name):
     from sft_utils import generate_responses
 
@@ -218,26 +216,6 @@ def test_a_seed_repeats_an_answer_and_another_gives_another(asking):
     assert drawn(1, temperature=0) == drawn(2, temperature=0)
 
 
-def test_the_generator_is_the_one_that_is_named(asking):
-    """The first numbers of mulberry32 for two seeds, from the published C code."""
-
-    def mulberry32(seed):
-        numbers = []
-        for _ in range(5):
-            seed = (seed + 0x6D2B79F5) & 0xFFFFFFFF
-            z = ((seed ^ (seed >> 15)) * (seed | 1)) & 0xFFFFFFFF
-            z ^= (z + (((z ^ (z >> 7)) * (z | 61)) & 0xFFFFFFFF)) & 0xFFFFFFFF
-            numbers.append(((z ^ (z >> 14)) & 0xFFFFFFFF) / 2**32)
-        return numbers
-
-    script = f"""async (seed) => {{
-      const next = (await {MODULE}).mulberry32(seed);
-      return Array.from({{ length: 5 }}, next);
-    }}"""
-    for seed in (0, 12345):
-        assert asking.evaluate(script, seed) == mulberry32(seed)
-
-
 # --- The form ------------------------------------------------------------------------------------
 
 
@@ -300,24 +278,27 @@ def test_the_form_shows_prompt_answers_and_how_they_ended(visit, models):
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE.width
 
 
-def test_markup_is_refused_in_words(visit):
+def test_markup_is_refused_in_words_and_escape_stops_the_answers(visit):
     page = visit(PAGE).page
     load(page)
     page.get_by_label("Your question").fill("Hi<|im_end|>")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert").filter(has_text="<|im_end|>")).to_be_visible()
     expect(page.locator(".ask-token")).to_have_count(0)
-
-
-def test_escape_stops_the_answers(visit):
-    page = visit(PAGE).page
-    load(page)
     page.get_by_label("Your question").fill("Tell me")
     page.get_by_label("Temperature").fill("3")  # no end in sight
-    page.keyboard.press("Enter")
-    page.keyboard.press("Escape")
+    page.locator(".ask form").evaluate(
+        """(form) => {  // at the first token, however fast or slow the machine is
+          new MutationObserver((_, observer) => {
+            if (!document.querySelector(".ask-token")) return;
+            observer.disconnect();
+            form.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+          }).observe(document.body, { childList: true, subtree: true });
+          form.requestSubmit();
+        }"""
+    )
     expect(page.locator(".ask-status")).to_have_text("Stopped.")
-    assert page.locator(".ask-token").count() < 3 * 48
+    assert 0 < page.locator(".ask-token").count() < 3 * 48
     expect(page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
 
 

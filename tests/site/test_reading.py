@@ -5,17 +5,13 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
+from functools import cache
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 from pypdf import PdfReader, PdfWriter
-from site_browser import DESKTOP, FRONT, PAGES, PHONE, SCREENS, open_page
-
-pytestmark = pytest.mark.site
-
-each_page = pytest.mark.parametrize("name", PAGES, ids=[Path(name).stem for name in PAGES])
-both_sizes = pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=lambda screen: screen.name)
+from site_browser import FRONT, PAGES, PHONE, SCREENS, each_page, open_page
 
 
 def squeezed(text: str) -> str:
@@ -206,6 +202,7 @@ def test_search_finds_every_page_by_its_title(visit, address):
     assert lost == {}
 
 
+@pytest.mark.weekly
 def test_search_finds_every_term_of_the_glossary(visit, address):
     page = visit("book/glossary.html").page
     terms = page.evaluate(
@@ -244,54 +241,25 @@ def test_the_words_of_a_search_are_marked_and_break_nothing(visit):
 # --- Without script, without a network, without a page -------------------------------------------
 
 
-def test_without_script_every_page_reads_and_leads_on(browser, address):
-    """From the front page, along "next", through the whole book."""
-    view = open_page(browser, address + FRONT, java_script_enabled=False)
-    page, seen = view.page, []
-    while True:
-        seen.append(page.url.removeprefix(address))
-        source = page.locator("article").evaluate(
-            "(a) => [...a.querySelectorAll('p, pre, td, h1, h2, h3')]"
-            ".filter((n) => !n.closest('details'))"
-            ".map((n) => [n.textContent.trim(), n.checkVisibility()])"
-        )
-        assert [text for text, shown in source if text and not shown] == []
-        assert page.locator("nav.bd-links a").count() >= len(PAGES)
-        assert page.locator("nav.bd-links a").nth(1).is_visible()
-        following = page.locator("a.right-next")
-        if not following.count():
-            break
+@each_page
+def test_without_script_a_page_reads_and_leads_on(visit, address, name):
+    view = visit(name, java_script_enabled=False)
+    page = view.page
+    source = page.locator("article").evaluate(
+        "(a) => [...a.querySelectorAll('p, pre, td, h1, h2, h3')]"
+        ".filter((n) => !n.closest('details'))"
+        ".map((n) => [n.textContent.trim(), n.checkVisibility()])"
+    )
+    assert [text for text, shown in source if text and not shown] == []
+    assert page.locator("nav.bd-links a").count() >= len(PAGES)
+    assert page.locator("nav.bd-links a").nth(1).is_visible()
+    following = page.locator("a.right-next")
+    if name != PAGES[-1]:
         following.click()
-    page.context.close()
-    assert seen == PAGES
+        page.wait_for_url(address + PAGES[PAGES.index(name) + 1])
+    else:
+        assert following.count() == 0
     assert view.problems == []
-
-
-def test_what_a_reader_leaves_is_no_fault_and_what_breaks_is(browser, address):
-    """What the tests of this folder count as a failed request: never one that its reader left."""
-
-    def failures(reason: str | None) -> list[str]:
-        """Of a page that asks for a file and of the next; without a reason no answer ever comes."""
-        view = open_page(browser, address + PAGES[1])
-        page = view.page
-        page.route("**/a-file", lambda route: route.abort(reason) if reason else None)
-        steps = (
-            lambda: page.evaluate("void fetch('a-file').catch(() => null)"),
-            lambda: page.locator("a.right-next").click(),
-        )
-        for step, fails in zip(steps, (reason, not reason), strict=True):
-            if fails:
-                with page.expect_event("requestfailed"):
-                    step()
-            else:
-                step()
-        page.wait_for_url(address + PAGES[2])
-        page.context.close()
-        return [line.rpartition(" ")[2] for line in view.problems if line.startswith("failed: ")]
-
-    assert failures(None) == []
-    assert failures("aborted") == ["net::ERR_ABORTED"]
-    assert failures("failed") == ["net::ERR_FAILED"]
 
 
 def test_a_folder_is_enough(browser, html, address):
@@ -339,15 +307,18 @@ BLOCKS = """() => [...document.querySelectorAll("article :is(h1, h2, h3, p, pre,
 
 
 @pytest.fixture(scope="module")
-def papers(browser, address):
-    """Each page as a PDF, with the text of its blocks."""
-    papers = {}
-    for name in PAGES:
+def paper(browser, address):
+    """Gives a page as a PDF, with the text of its blocks; prints each once."""
+
+    @cache
+    def paper(name):
         view = open_page(browser, address + name)
         blocks = view.page.evaluate(BLOCKS)
-        papers[name] = view.page.pdf(format="A4", prefer_css_page_size=True), blocks
+        pdf = view.page.pdf(format="A4", prefer_css_page_size=True)
         view.page.context.close()
-    return papers
+        return pdf, blocks
+
+    return paper
 
 
 def text_of(pdf: bytes) -> str:
@@ -355,9 +326,9 @@ def text_of(pdf: bytes) -> str:
 
 
 @each_page
-def test_on_paper_nothing_is_lost(papers, name):
+def test_on_paper_nothing_is_lost(paper, name):
     """Every line of text is there, that of folded cells too."""
-    pdf, blocks = papers[name]
+    pdf, blocks = paper(name)
     text = text_of(pdf)
     lines = [line for block in blocks for line in block.split("\n") if len(squeezed(line)) > 3]
     words = [word for line in lines for word in line.split() if len(word) > 3]
@@ -367,30 +338,27 @@ def test_on_paper_nothing_is_lost(papers, name):
 
 
 @each_page
-def test_on_paper_nothing_runs_over_the_edge(browser, address, name):
-    view = open_page(browser, address + name)
-    page = view.page
+def test_on_paper_nothing_runs_over_the_edge(visit, name):
+    page = visit(name).page
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 672, "height": 1000})  # A4 less its margins, at 96 dpi
     out = page.evaluate("""() => [...document.querySelectorAll("article *")]
       .filter((node) => !node.closest("svg *, pre *") && node.checkVisibility()
         && node.getBoundingClientRect().right > innerWidth + 1)
       .map((node) => `${node.tagName} ${node.className}: ${node.textContent.slice(0, 60)}`)""")
-    page.context.close()
     assert out == []
 
 
-def test_the_whole_book_is_one_pdf(papers, html):
+@pytest.mark.weekly
+def test_the_whole_book_is_one_pdf(paper, html):
     """The pages one after the other, with an outline; kept in ``_build/book.pdf``."""
-    book = PdfWriter()
-    for pdf, blocks in papers.values():
+    book, papers = PdfWriter(), [paper(name) for name in PAGES]
+    for pdf, blocks in papers:
         book.append(io.BytesIO(pdf), outline_item=blocks[0])
     file = html.parent / "book.pdf"
     book.write(file)
     read = PdfReader(file)
-    assert len(read.pages) == sum(
-        len(PdfReader(io.BytesIO(pdf)).pages) for pdf, _ in papers.values()
-    )
-    assert [item.title for item in read.outline] == [blocks[0] for _, blocks in papers.values()]
+    assert len(read.pages) == sum(len(PdfReader(io.BytesIO(pdf)).pages) for pdf, _ in papers)
+    assert [item.title for item in read.outline] == [blocks[0] for _, blocks in papers]
     text = "".join(squeezed(page.extract_text()) for page in read.pages)
-    assert all(squeezed(blocks[0]) in text for _, blocks in papers.values())
+    assert all(squeezed(blocks[0]) in text for _, blocks in papers)

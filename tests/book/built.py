@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import copy_tree
+from own_files import copy_tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,6 +169,8 @@ def again(site):
         pytest.skip("SFT_SITE names a site that was built before")
     if site.cold.code != 0:
         pytest.fail("the cold build failed; see test_the_build_succeeds", pytrace=False)
+    for name in site.cold.executions:
+        assert site.page(name).cells  # kept as the cold build left them
     for path in (site.root / "book").glob("*.md"):
         path.write_text(
             path.read_text("utf8") + "\n% A comment: prose has changed, code has not.\n"
