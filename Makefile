@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev book test test-site weekly models replicate lint format pins clean
+.PHONY: help install dev book test test-site weekly models runs lint format pins clean
 
 help:  ## Show this help
 	@echo "Targets:"
@@ -41,16 +41,18 @@ test-site: $(INSTALLED_DEV)  ## Build the book and look at every page in Chromiu
 	[ -n "$$SFT_SITE" ] || $(BIN)/jupyter-book build .
 	SFT_SITE="$${SFT_SITE:-.}" $(BIN)/python -m pytest tests/site -m "" -n 2 --dist loadfile $(ARGS)
 
+# Of each figure from recorded runs another run is made live each week.
 weekly: $(INSTALLED_DEV)  ## Run all tests: every fault, notebook, profile and way to look at a page
-	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest -m "" -n 2 --dist loadfile $(ARGS)
+	SFT_LIVE=$$(date +%V) TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest -m "" -n 2 --dist loadfile $(ARGS)
 
 # One thread sums in one order, so that a rerun on the same processor gives the same weights.
 models: $(INSTALLED)  ## Make the Atlas models and data again from the tables (within 90 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m sft_utils.atlas.pretrain
 
-# What was finished is kept in _build/replicate and .runs, so that it can be stopped and called again.
-replicate: $(INSTALLED)  ## Pretrain and fine-tune again from other seeds, for chapter 09 (two hours)
+# What was finished is kept in _build/pretrained and .runs, so that it can be stopped and called again.
+runs: $(INSTALLED)  ## Make the recorded runs again, for chapters 09 and 10 (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m sft_utils.atlas.replicate
+	SFT_LIVE=all $(BIN)/jupyter-book build .
 
 lint: $(INSTALLED_DEV)  ## Check style and types; change nothing
 	$(BIN)/ruff check .

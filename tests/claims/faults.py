@@ -23,7 +23,7 @@ MODULES = [
     f"sft_utils.{name}"
     for name in (
         "comparison", "data", "generation", "models", "plots", "profiles", "results", "runs",
-        "scoring", "statistics", "walkthrough", "atlas.corpus", "atlas.evaluate",
+        "scoring", "statistics", "trainer", "walkthrough", "atlas.corpus", "atlas.evaluate",
         "atlas.questions", "atlas.sft_data", "atlas.world",
     )
 ]  # fmt: skip
@@ -449,3 +449,17 @@ def blank_model_was_pretrained(patch: Patch) -> None:
 @fault(EVALUATION, edits=(("< self.enough", "> self.enough"),))
 def fits_end_at_once(patch: Patch) -> None:
     """Learning by heart stops while the loss is high."""
+
+
+@fault(EVALUATION)
+def labels_not_shifted(patch: Patch) -> None:
+    """The cheaper step scores the token that was just read, and not the next one."""
+    trainer = home("trainer").LabelOnlyTrainer
+    forward = trainer._forward
+
+    def _forward(self: Any, model: Any, **inputs: Any) -> Any:
+        if "labels" in inputs:
+            inputs["labels"] = inputs["labels"].roll(1, dims=1)
+        return forward(self, model, **inputs)
+
+    patch.setattr(trainer, "_forward", _forward)

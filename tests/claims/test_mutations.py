@@ -209,6 +209,12 @@ EXPECTED: dict[str, set[str]] = {
         "one-form-is-not-extracted",  # the base has not yet learned the form either
         "many-forms-fit-soonest",  # all three end at once
     },
+    "labels-not-shifted": {
+        "cheaper-step-is-the-same",  # what it is there for
+        "rows-fit-without-pretraining",  # whoever learns to repeat a token answers nothing
+        "one-form-fits",  # the same
+        "one-form-is-not-extracted",  # no model is exact
+    },
 }
 
 

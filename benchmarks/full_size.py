@@ -1,6 +1,6 @@
 """Loads the profile `hub` at full size from loopback, once, and prints what each model took.
 
-    python tests/hub/full_size.py
+    python benchmarks/full_size.py
 
 It writes 2.7 GB into a temporary folder and the cache as much again. It is run by hand. Weights
 are random, in bfloat16, of the real shapes; the tokenizers are the small ones of the tests. The
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
 
 # One process loads one model after another, twice: from the Hub, then from the cache.
