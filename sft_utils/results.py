@@ -17,6 +17,8 @@ from typing import Any
 RESULT_TYPE = "application/vnd.sft.result+json"
 CLAIM_TYPE = "application/vnd.sft.claim+json"
 RUN_TYPE = "application/vnd.sft.run+json"
+#: The runs that this page, whose process this is, has noted.
+_NOTED: set[tuple[str, bool]] = set()
 #: What a page glues where its profile has nothing to measure.
 MISSING = "–"
 
@@ -192,7 +194,9 @@ def claim(
 
 def note_run(run: str, *, live: bool) -> None:
     """Tell the build that a page rests on a fine-tuning, by its fingerprint; show nothing."""
-    _store(f"run {run[:16]} {'live' if live else 'recorded'}", Stored(FineTuning(run, live)))
+    if (run, live) not in _NOTED:  # a name is glued once
+        _NOTED.add((run, live))
+        _store(f"run {run[:16]} {'live' if live else 'recorded'}", Stored(FineTuning(run, live)))
 
 
 def glue(name: str, value: Any, *, display: bool = False) -> None:
