@@ -77,7 +77,7 @@ def test_a_live_run_stands_beside_its_own_record(make, tmp_path):
         ({"how": lambda model: {}}, "measure"),
         ({"asked": "others"}, "asked"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 @pytest.mark.parametrize("live", [False, True])
 def test_a_stale_record_says_what_has_changed_and_what_to_do(make, changed, named, live):
