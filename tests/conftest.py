@@ -67,23 +67,37 @@ CORPUS = [
 ]
 
 
-def make_tokenizer():
-    """A byte-level BPE tokenizer of 300 tokens with ChatML's special tokens as ids 0, 1, 2."""
+def byte_level_bpe(corpus, size, specials):
+    """A byte-level tokenizer of so many tokens, trained here; the special ones come first."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=SPECIAL,
+        vocab_size=size,
+        special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(CORPUS, trainer)
+    backend.train_from_iterator(corpus, trainer)
+    return backend
+
+
+def make_tokenizer(chat=False):
+    """A byte-level BPE tokenizer of 300 tokens with ChatML's special tokens as ids 0, 1, 2.
+
+    It has no chat template, or that of the package.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    from sft_utils.models import TEMPLATES
+
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        tokenizer_object=byte_level_bpe(CORPUS, 300, SPECIAL),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=(TEMPLATES / "chatml.jinja").read_text() if chat else None,
     )
 
 
@@ -110,6 +124,36 @@ def make_model(kind, vocab_size=300, seed=0, **changes):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config_class(**settings | changes)).eval()
+
+
+#: Of a tiny model and of rows that lie beside it.
+PROFILE = """
+[models]
+base = "tiny"
+reference = "tiny"
+trainee = "tiny"
+[data]
+source = "rows.jsonl"
+[prompt]
+chat_template = "chatml.jinja"
+[generation]
+max_new_tokens = 4
+[sft]
+learning_rate = 1e-2
+num_train_epochs = 3
+per_device_train_batch_size = 8
+logging_steps = 1
+max_length = 64
+[[questions]]
+text = "Hi"
+"""
+
+
+def write_tiny(folder):
+    """A tiny base model without a chat template, as base models come."""
+    model = make_model("llama", max_position_embeddings=512, tie_word_embeddings=True)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
 
 
 def chat_rows(pairs):
@@ -152,12 +196,8 @@ def tokenizer():
 
 
 @pytest.fixture
-def chat_tokenizer(tokenizer):
-    """The tokenizer with the ChatML template of the package."""
-    from sft_utils.models import TEMPLATES
-
-    tokenizer.chat_template = (TEMPLATES / "chatml.jinja").read_text()
-    return tokenizer
+def chat_tokenizer():
+    return make_tokenizer(chat=True)
 
 
 @pytest.fixture(params=["qwen3", "llama"])

@@ -8,7 +8,7 @@ import sys
 import tomllib
 
 import pytest
-from conftest import ROOT, chat_rows, make_model, make_tokenizer, run_alone
+from conftest import PROFILE, ROOT, chat_rows, run_alone, write_tiny
 from lookalikes import write_models
 
 from sft_utils import profile_check, walkthrough
@@ -16,29 +16,6 @@ from sft_utils.forecast import Lengths, work
 from sft_utils.memory import estimate_memory
 from sft_utils.profile_check import check_profile, main
 from sft_utils.profiles import load_profile
-
-PROFILE = """
-[models]
-base = "tiny"
-trainee = "tiny"
-
-[data]
-source = "rows.jsonl"
-
-[prompt]
-chat_template = "chatml.jinja"
-
-[sft]
-learning_rate = 1e-2
-num_train_epochs = 3
-per_device_train_batch_size = 4
-gradient_accumulation_steps = 2
-max_length = 60
-
-[[questions]]
-text = "Hi"
-"""
-
 
 UNMARKED = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -59,12 +36,12 @@ def write(path, rows):
 def home(tmp_path):
     """A folder with a tiny model without a chat template, 24 rows and a profile of them."""
     home = tmp_path / "home"
-    model = make_model("llama", max_position_embeddings=512, tie_word_embeddings=True)
-    model.save_pretrained(home / "tiny")
-    make_tokenizer().save_pretrained(home / "tiny")
+    write_tiny(home / "tiny")
     rows = [turns(f"Number {i}?", f"It is {i}.") for i in range(23)]
     write(home / "rows.jsonl", [*rows, turns("And the long one?", "It is long. " * 9)])
-    (home / "mine.toml").write_text(PROFILE)
+    text = PROFILE.replace('reference = "tiny"', "").replace("= 64", "= 60")
+    batches = "batch_size = 4\ngradient_accumulation_steps = 2"
+    (home / "mine.toml").write_text(text.replace("batch_size = 8", batches))
     (home / "unmarked.jinja").write_text(UNMARKED)
     return home
 

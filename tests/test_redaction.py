@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 
 import pytest
 import torch
-from conftest import ROOT, chat_rows, make_model, quick_config
+from conftest import PROFILE, ROOT, chat_rows, make_model, quick_config, write_tiny
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -18,21 +18,6 @@ from sft_utils.redaction import HIDDEN, is_secret, redact, redact_text, without_
 
 SECRET = "not-to-be-seen"
 BY_FORM = "hf_" + "aB3" * 11
-PROFILE = """
-[models]
-base = "atlas-small"
-trainee = "atlas-small"
-[data]
-source = "rows.jsonl"
-[sft]
-learning_rate = 1e-3
-num_train_epochs = 1
-per_device_train_batch_size = 2
-[sft.arguments]
-{arguments}
-[[questions]]
-text = "Hi"
-"""
 ARGUMENTS = f"""
 hub_token = "{SECRET}-1"
 run_name = "{BY_FORM}"
@@ -47,9 +32,10 @@ weight_decay = 0.125
 def profile(tmp_path):
     """Writes a profile with further arguments, and returns its path."""
     chat_rows([("a", "b")] * 30).to_json(tmp_path / "rows.jsonl")
+    write_tiny(tmp_path / "tiny")
 
     def write(arguments=ARGUMENTS):
-        (tmp_path / "mine.toml").write_text(PROFILE.format(arguments=arguments))
+        (tmp_path / "mine.toml").write_text(f"{PROFILE}[sft.arguments]\n{arguments}")
         return tmp_path / "mine.toml"
 
     return write
@@ -185,7 +171,7 @@ def test_an_error_quotes_no_secret(profile, arguments, problem):
 
 
 def test_arguments_that_are_no_table(profile, tmp_path):
-    text = PROFILE.replace("[sft.arguments]\n{arguments}", f'arguments = ["hub_token={SECRET}"]')
+    text = PROFILE.replace("[sft]", f'[sft]\narguments = ["hub_token={SECRET}"]')
     (tmp_path / "mine.toml").write_text(text)
     with pytest.raises(ProfileError, match="arguments must be of type dict") as caught:
         load_profile(tmp_path / "mine.toml")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, make_model, make_tokenizer, run_alone
+from conftest import PROFILE, ROOT, make_model, make_tokenizer, run_alone, write_tiny
 
 from sft_utils import atlas, walkthrough
 from sft_utils.comparison import ask_questions
@@ -20,33 +20,6 @@ from sft_utils.scoring import SCORES
 
 PAGE = ROOT / "book" / "07-training.md"
 ROWS = 24
-
-PROFILE = """
-[models]
-base = "{folder}"
-reference = "{folder}"
-trainee = "{folder}"
-
-[data]
-source = "{source}"
-{cut}
-
-[prompt]
-chat_template = "chatml.jinja"
-
-[generation]
-max_new_tokens = 4
-
-[sft]
-learning_rate = 1e-2
-num_train_epochs = 3
-per_device_train_batch_size = 8
-logging_steps = 1
-max_length = 64
-
-[[questions]]
-text = "Hi"
-"""
 
 
 def conversation(*texts):
@@ -63,12 +36,8 @@ def write_rows(path, rows=ROWS, extra=()):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A tiny base model without a chat template, as base models come."""
-    folder = tmp_path / "tiny"
-    model = make_model("llama", max_position_embeddings=512, tie_word_embeddings=True)
-    model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
+    write_tiny(tmp_path / "tiny")
+    return tmp_path / "tiny"
 
 
 @pytest.fixture
@@ -77,12 +46,11 @@ def profile_file(tmp_path, folder, monkeypatch):
     data = write_rows(tmp_path / "rows.jsonl")
     monkeypatch.setattr(atlas, "sft_data_path", lambda: data)
 
-    def write(source=str(data), cut="", more="", **replaced):
+    def write(source="rows.jsonl", more="", **tables):
+        text = PROFILE.replace("rows.jsonl", source)
+        for table, line in tables.items():
+            text = text.replace(f"[{table}]", f"[{table}]\n{line}")
         path = tmp_path / "tiny.toml"
-        text = PROFILE.format(folder=folder, source=source, cut=cut)
-        for old, new in replaced.items():
-            assert f"[{old}]" in text
-            text = text.replace(f"[{old}]", f"[{old}]\n{new}")
         path.write_text(f"{text}\n{more}")
         return path
 
@@ -230,7 +198,7 @@ def test_validation_rows_are_kept_from_training(profile_file):
 def test_the_cut_holds_on_a_processor_only(profile_file, monkeypatch):
     from sft_utils import environment
 
-    profile = load_profile(profile_file(cut="rows = 10"))
+    profile = load_profile(profile_file(data="rows = 10"))
     monkeypatch.setattr(environment, "best_device", lambda: "cpu")
     assert sum(map(len, walkthrough.load_rows(profile))) == 10
     monkeypatch.setattr(environment, "best_device", lambda: "cuda")
@@ -255,7 +223,7 @@ def test_what_is_held_out_is_in_no_row(tmp_path, profile_file, cut, monkeypatch)
     monkeypatch.setattr(environment, "best_device", lambda: "cpu")
     asked_later = conversation(*(f"Number {i // 2}?" for i in range(6, 14)))
     write_rows(tmp_path / "rows.jsonl", extra=[asked_later])
-    path = profile_file(cut=cut)
+    path = profile_file(data=cut)
     head = path.read_text().partition("[[questions]]")[0]
     path.write_text("questions = { held_out = 12 }\n" + head)
     profile = load_profile(path)
