@@ -156,16 +156,17 @@ def write_tiny(folder):
     make_tokenizer().save_pretrained(folder)
 
 
+def conversation(*texts):
+    """A row in which user and assistant take turns."""
+    roles = ("user", "assistant") * len(texts)
+    return {"messages": [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]}
+
+
 def chat_rows(pairs):
     """A data set of conversations, each of a question and its answer."""
     from datasets import Dataset
 
-    return Dataset.from_list(
-        [
-            {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
-            for q, a in pairs
-        ]
-    )
+    return Dataset.from_list([conversation(question, answer) for question, answer in pairs])
 
 
 def quick_config(folder, **changes):

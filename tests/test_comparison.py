@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from conftest import conversation
 
 from sft_utils.comparison import (
     answer_table,
@@ -237,12 +238,8 @@ def test_wrong_votes_and_one_model_are_an_error():
 
 
 def test_few_shot_rows_are_the_shortest_single_turns():
-    def row(*turns):
-        roles = ("user", "assistant") * 2
-        return {"messages": [{"role": r, "content": t} for r, t in zip(roles, turns, strict=False)]}
-
-    rows = [row("long one?", "x" * 9), row("a?", "1"), row("b?", "2\n3"), row("c?", "4", "d?", "5"),
-            row("e?", "66"), row("asked?", "7")]  # fmt: skip
+    turns = [("long one?", "x" * 9), ("a?", "1"), ("b?", "2\n3"), ("c?", "4", "d?", "5")]
+    rows = [conversation(*texts) for texts in (*turns, ("e?", "66"), ("asked?", "7"))]
     prompt = few_shot_from_rows(rows, "asked?", shots=2)
     assert prompt == "Q: a?\nA: 1\nQ: e?\nA: 66\nQ: asked?\nA:"
 

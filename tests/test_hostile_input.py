@@ -10,7 +10,7 @@ import re
 
 import pytest
 from bs4 import BeautifulSoup
-from conftest import make_tokenizer
+from conftest import conversation, make_tokenizer
 from datasets import Dataset
 
 from sft_utils.data import DataError, check_rows, display_dataset, load_sft_dataset, loss_tokens
@@ -22,12 +22,7 @@ MEGABYTE = "x" * 1_000_000
 
 
 def row(user, assistant="Hello."):
-    return {
-        "messages": [
-            {"role": "user", "content": user},
-            {"role": "assistant", "content": assistant},
-        ]
-    }
+    return conversation(user, assistant)
 
 
 HI = row("Hi")

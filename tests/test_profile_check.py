@@ -8,7 +8,7 @@ import sys
 import tomllib
 
 import pytest
-from conftest import PROFILE, ROOT, chat_rows, run_alone, write_tiny
+from conftest import PROFILE, ROOT, conversation, run_alone, write_tiny
 from lookalikes import write_models
 
 from sft_utils import profile_check, walkthrough
@@ -23,11 +23,6 @@ UNMARKED = (
 )
 
 
-def turns(question, answer):
-    [row] = chat_rows([(question, answer)])
-    return row
-
-
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -37,8 +32,8 @@ def home(tmp_path):
     """A folder with a tiny model without a chat template, 24 rows and a profile of them."""
     home = tmp_path / "home"
     write_tiny(home / "tiny")
-    rows = [turns(f"Number {i}?", f"It is {i}.") for i in range(23)]
-    write(home / "rows.jsonl", [*rows, turns("And the long one?", "It is long. " * 9)])
+    rows = [conversation(f"Number {i}?", f"It is {i}.") for i in range(23)]
+    write(home / "rows.jsonl", [*rows, conversation("And the long one?", "It is long. " * 9)])
     text = PROFILE.replace('reference = "tiny"', "").replace("= 64", "= 60")
     batches = "batch_size = 4\ngradient_accumulation_steps = 2"
     (home / "mine.toml").write_text(text.replace("batch_size = 8", batches))
@@ -230,7 +225,7 @@ def test_a_problem_is_told(check, change, problem):
 
 
 def test_refused_rows_are_listed_with_their_lines(home, check):
-    bad = [turns("a", " "), turns("b", "c"), {"messages": []}]
+    bad = [conversation("a", " "), conversation("b", "c"), {"messages": []}]
     write(home / "rows.jsonl", bad)
     good, said = check()
     assert not good
@@ -240,15 +235,15 @@ def test_refused_rows_are_listed_with_their_lines(home, check):
 
 
 def test_an_end_that_is_never_learned_is_a_problem(home, check):
-    write(home / "rows.jsonl", [turns("How long?", "It is long. " * 50)] * 4)
+    write(home / "rows.jsonl", [conversation("How long?", "It is long. " * 50)] * 4)
     good, said = check()
     assert not good
     assert said["PROBLEM"].startswith("loss: no token that ends an answer carries loss")
 
 
 def test_rows_with_nothing_left_to_learn_are_dropped(home, check):
-    rows = [turns(f"Number {i}?", f"It is {i}.") for i in range(20)]
-    write(home / "rows.jsonl", [turns("Why? " * 40, "So.")] * 20 + rows)
+    rows = [conversation(f"Number {i}?", f"It is {i}.") for i in range(20)]
+    write(home / "rows.jsonl", [conversation("Why? " * 40, "So.")] * 20 + rows)
     good, said = check()
     trainer = walkthrough.walkthrough_trainer(load_profile(home / "mine.toml"))
     dropped = 38 - len(trainer.train_dataset)
@@ -256,7 +251,7 @@ def test_rows_with_nothing_left_to_learn_are_dropped(home, check):
     assert said["lengths"].endswith(f"; {dropped} have nothing left to learn and are dropped")
     batches = len(trainer.get_train_dataloader())
     assert said["updates"].startswith(f"{3 * math.ceil(batches / 2)} of ")
-    write(home / "rows.jsonl", [turns("Why? " * 40, "So.")] * 20)
+    write(home / "rows.jsonl", [conversation("Why? " * 40, "So.")] * 20)
     good, said = check()
     assert not good
     assert said["PROBLEM"].startswith("No row has anything left to learn")

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from conftest import own_files
+from conftest import conversation, own_files
 
 from sft_utils.profiles import (
     Lora,
@@ -276,13 +276,10 @@ def rows(count):
     """Conversations of two turns, each second with a system message, and the first once more."""
     found = []
     for i in [*range(count), 0]:
-        texts = (f"Number {i}?", f"It is {i}.", "Sure?", "Yes.")
-        turns = [{"role": "system", "content": "Be brief."}] if i % 2 else []
-        turns += [
-            {"role": role, "content": text}
-            for role, text in zip(("user", "assistant") * 2, texts, strict=True)
-        ]
-        found.append(json.dumps({"messages": turns}) + "\n")
+        row = conversation(f"Number {i}?", f"It is {i}.", "Sure?", "Yes.")
+        if i % 2:
+            row["messages"].insert(0, {"role": "system", "content": "Be brief."})
+        found.append(json.dumps(row) + "\n")
     return "".join(found)
 
 

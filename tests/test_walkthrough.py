@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import PROFILE, ROOT, make_model, make_tokenizer, run_alone, write_tiny
+from conftest import PROFILE, ROOT, conversation, make_model, make_tokenizer, run_alone, write_tiny
 
 from sft_utils import atlas, walkthrough
 from sft_utils.comparison import ask_questions
@@ -20,12 +20,6 @@ from sft_utils.scoring import SCORES
 
 PAGE = ROOT / "book" / "07-training.md"
 ROWS = 24
-
-
-def conversation(*texts):
-    roles = ("user", "assistant") * len(texts)
-    turns = zip(roles, texts, strict=False)
-    return {"messages": [{"role": role, "content": text} for role, text in turns]}
 
 
 def write_rows(path, rows=ROWS, extra=()):
