@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import chat_rows as conversations
+from conftest import make_model, quick_config
 
 from sft_utils import generation
 from sft_utils.atlas import evaluate
@@ -32,7 +33,7 @@ from sft_utils.scoring import SCORES
 def made_by_a_run(request, monkeypatch, tmp_path):
     """Stubs have no weights to hash, and what they answer is not kept."""
     monkeypatch.setenv("SFT_RUNS", str(tmp_path / "runs"))
-    if "tokenizer" not in request.fixturenames or "generate" in request.fixturenames:
+    if "chat_tokenizer" not in request.fixturenames or "generate" in request.fixturenames:
         monkeypatch.setattr(evaluate, "origin", lambda model: {"run": "run", "seeds": (0,)})
         monkeypatch.setattr(evaluate, "_rests_on", lambda *given, **options: "nothing")
         monkeypatch.setattr(evaluate, "remember", lambda rests_on, ask: ask())
@@ -387,21 +388,15 @@ def test_corpus_loss_of_an_ignorant_model_is_that_of_guessing(chat_tokenizer):
 # --- Controls --------------------------------------------------------------------------------
 
 
-def test_most_common_answers_are_the_modes_of_the_fine_tuning_facts(world):
-    common = evaluate.most_common_answers(world)
-    assert set(common) >= {r.name for r in world.relations() if r.asked}
-    for relation in world.relations():
-        values = Counter(
-            f.value for f in world.facts if f.relation == relation and f.entity.role == "sft"
-        )
-        if relation.asked:
-            assert values[common[relation.name]] == max(values.values())
-
-
 @pytest.mark.parametrize("split", ["headline-dev", "instruction-dev", "follow-up-dev"])
 def test_answering_the_most_common_value_is_right_where_it_is(world, questions, split):
     asked = questions[split][::5]
     common = evaluate.most_common_answers(world)
+    for relation in [r for r in world.relations() if r.asked]:
+        values = Counter(
+            f.value for f in world.facts if f.relation == relation and f.entity.role == "sft"
+        )
+        assert values[common[relation.name]] == max(values.values())
     table = evaluate.answer_most_common(asked)
     expected = [common[q.relation] in q.values for q in asked]
     assert table["exact"].tolist() == expected
@@ -481,19 +476,14 @@ def test_trl_trains_on_all_of_a_replay_row_and_on_the_answers_alone_of_a_chat(
 ):
     """Chat rows that TRL has tokenized, beside replay rows: the labels stay what they are."""
     from datasets import Dataset, concatenate_datasets
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     def prepared(rows, **changes):
-        config = SFTConfig(
-            output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **changes
-        )
-        trainer = SFTTrainer(
-            model=reader, args=config, train_dataset=rows, processing_class=chat_tokenizer
-        )
+        config = quick_config(tmp_path, **changes)
+        trainer = SFTTrainer(reader, config, train_dataset=rows, processing_class=chat_tokenizer)
         return trainer.train_dataset.select_columns(["input_ids", "labels"])
 
-    chats = Dataset.from_list([{"messages": turn("What is it?", "Lima.")}] * 2)
-    chats = prepared(chats, assistant_only_loss=True)
+    chats = prepared(conversations([("What is it?", "Lima.")] * 2))
     replayed = Dataset.from_list(evaluate.replay_rows(chat_tokenizer, 1))
     mixed = prepared(concatenate_datasets([chats, replayed]), assistant_only_loss=False)
     first, _, last = mixed["labels"]
