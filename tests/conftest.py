@@ -4,6 +4,7 @@ Nothing is downloaded and nothing is read from the shipped checkpoints.
 """
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -218,6 +219,12 @@ def saved(tmp_path, qwen, chat_tokenizer):
     qwen.save_pretrained(folder)
     chat_tokenizer.save_pretrained(folder)
     return folder
+
+
+def code_cells(name):
+    """The code of each cell of a page of the book."""
+    text = (ROOT / "book" / name).read_text("utf8")
+    return re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def run_alone(*command: object, cwd: Path, **environment: str) -> str:

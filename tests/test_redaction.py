@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 
 import pytest
 import torch
-from conftest import PROFILE, ROOT, chat_rows, make_model, quick_config, write_tiny
+from conftest import PROFILE, chat_rows, code_cells, make_model, quick_config, write_tiny
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -118,13 +118,6 @@ def test_a_secret_reaches_the_configuration(profile):
     assert config.dataset_kwargs["loader"] == {"api_key": f"{SECRET}-3"}
 
 
-def cells(page, *marks):
-    """The code cells of a page that hold a mark, in order."""
-    text = (ROOT / "book" / page).read_text("utf8")
-    found = re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [cell for cell in found if any(mark in cell for mark in marks)]
-
-
 @pytest.mark.parametrize(
     ("page", "marks"),
     [
@@ -138,8 +131,9 @@ def test_a_page_prints_the_arguments_without_what_is_secret(profile, page, marks
     names |= {"SFTConfig": SFTConfig, "fields": dataclasses.fields, "glue": lambda *_: None}
     printed = io.StringIO()
     with redirect_stdout(printed):
-        for cell in cells(page, *marks):
-            exec(cell, names)
+        for cell in code_cells(page):
+            if any(mark in cell for mark in marks):
+                exec(cell, names)
     text = printed.getvalue()
     assert shows_nothing(text), text
     assert "0.125" in text and "eager" in text

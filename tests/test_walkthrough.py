@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import PROFILE, ROOT, conversation, make_model, make_tokenizer, run_alone, write_tiny
+from conftest import PROFILE, code_cells, conversation, make_tokenizer, run_alone, write_tiny
+from own_files import ROOT
 
 from sft_utils import atlas, walkthrough
 from sft_utils.comparison import ask_questions
@@ -18,7 +19,6 @@ from sft_utils.profiles import ProfileError, load_profile
 from sft_utils.runs import fingerprint, train
 from sft_utils.scoring import SCORES
 
-PAGE = ROOT / "book" / "07-training.md"
 ROWS = 24
 
 
@@ -133,16 +133,12 @@ def test_without_dev_questions_the_lowest_loss_chooses(profile_file):
 # --- The same trainer everywhere ---------------------------------------------------------------
 
 
-def page_cells(page):
-    return re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", page.read_text(), re.S | re.M)
-
-
 @pytest.mark.parametrize("on_atlas", [True, False])
 def test_the_trainer_of_chapter_07_is_the_walkthroughs(profile_file, on_atlas, monkeypatch, capsys):
     path = profile_file("atlas-sft-data") if on_atlas else profile_file()
     monkeypatch.setenv("SFT_PROFILE", str(path))
     page = {}
-    for cell in page_cells(PAGE):
+    for cell in code_cells("07-training.md"):
         source = re.sub(r"\A(:[\w-]+:.*\n)+", "", cell)
         exec(source, page)  # noqa: S102, the page's own code
         if "trainer = SFTTrainer(" in source:
@@ -248,7 +244,7 @@ def test_a_part_that_nothing_plays_is_named(profile_file):
 def test_the_template_of_another_model(tmp_path, folder, profile_file):
     other = make_tokenizer()
     other.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
-    make_model("llama").save_pretrained(tmp_path / "chat")
+    write_tiny(tmp_path / "chat")
     other.save_pretrained(tmp_path / "chat")
     path = profile_file()
     path.write_text(path.read_text().replace('template = "chatml.jinja"', 'template_from = "chat"'))
