@@ -158,18 +158,6 @@ def test_a_recalled_model_can_be_trained_on(build, store):
     assert (store / further).is_dir()
 
 
-def test_a_failed_training_leaves_nothing(build, store, monkeypatch):
-    trainer = build()
-
-    def fail():
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(trainer, "train", fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        train(trainer, store)
-    assert entries(store) == []
-
-
 # --- The fingerprint -------------------------------------------------------------------------
 
 
@@ -387,13 +375,15 @@ def test_every_damage_is_found(build, store):
     assert runs._recall(trainer, entry, "key").reused
 
 
-def test_what_a_killed_process_leaves_is_not_an_entry(build, store, monkeypatch):
+@pytest.mark.parametrize("call", ["train", "replace"])
+def test_a_run_that_ends_early_leaves_no_entry(build, store, monkeypatch, call):
     def killed(*args):
         raise KeyboardInterrupt
 
+    trainer = build()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "replace", killed)
-        train(build(), store)
+        patch.setattr(trainer if call == "train" else os, call, killed)
+        train(trainer, store)
     assert entries(store) == []
 
 
