@@ -201,11 +201,11 @@ def start(tmp_path_factory):
 def build(tmp_path_factory, start):
     """Returns a function that builds a small trainer, but for the changes asked for."""
 
-    def trainer(*, kind=SFTTrainer, trained=False, validation_rows=None, given=None, **changes):
+    def trainer(*, trained=False, validation_rows=None, given=None, **changes):
         model, tokenizer = load_model_and_tokenizer(
             start, device="cpu", chat_template="chatml.jinja"
         )
-        built = kind(
+        built = SFTTrainer(
             model,
             quick_config(tmp_path_factory.mktemp("out"), **{"max_steps": 1} | changes),
             train_dataset=pairs(12),
@@ -451,10 +451,6 @@ def test_a_row_that_no_loss_falls_on_may_have_been_dropped(build, start, tmp_pat
     assert len(lines) == 12
 
 
-class MyTrainer(SFTTrainer):
-    pass
-
-
 def my_loss(outputs, labels, num_items_in_batch=None):
     return outputs["loss"]
 
@@ -464,6 +460,7 @@ def my_loss(outputs, labels, num_items_in_batch=None):
     [
         ("compute_loss_func", my_loss, r"compute_loss_func is your own, .*my_loss"),
         ("data_collator", my_loss, "data_collator is your own"),
+        ("__class__", type("MyTrainer", (SFTTrainer,), {}), "the trainer is your own"),
         ("eval_dataset", {"one": pairs(1)}, r"several evaluation sets \(one\)"),
         ("processing_class.chat_template", None, "no chat template"),
         ("args.lr_scheduler_kwargs", {"f": my_loss}, "lr_scheduler_kwargs="),
@@ -475,9 +472,3 @@ def test_code_of_ones_own_is_refused(plain, start, tmp_path, monkeypatch, part, 
     owner = getattr(plain, owners[0]) if owners else plain
     monkeypatch.setattr(owner, name, value)
     assert re.search(message, refusal(plain, tmp_path, start))
-
-
-def test_a_trainer_of_ones_own_is_refused(build, start, tmp_path):
-    assert "the trainer is your own" in refusal(
-        build(kind=MyTrainer, trained=True), tmp_path, start
-    )
