@@ -315,8 +315,6 @@ def test_longer_than_the_context(qwen, chat_tokenizer):
     ("options", "problem"),
     [
         ({"max_new_tokens": 0}, "at least 1"),
-        ({"batch_size": 0}, "at least 1"),
-        ({"num_samples": 0}, "at least 1"),
         ({"num_samples": 2}, "all samples of a prompt are the same"),
         ({"temperature": -1.0}, "negative"),
         ({"chat": False, "system": "Be brief."}, "no system prompt"),

@@ -66,17 +66,11 @@ JSONL = {
     "U+2028": (json.dumps(row("a\u2028b\x85c"), ensure_ascii=False), [row("a\u2028b\x85c")]),
     "truncated": (f"{GOOD}\n\n{GOOD[:-9]}", "data.jsonl, row 1 (line 3): … one whole JSON object"),
     "a list": ("[1, 2]", "data.jsonl, row 0 (line 1) is [1, 2]. It must be an object"),
-    "NaN": (
-        '{"prompt": "Hi", "completion": NaN}',
-        "turn 1: … is nan, of type float … must be text",
-    ),
+    "NaN": ('{"prompt": "Hi", "completion": NaN}', "turn 1: … is nan, of type float … be text"),
     "many digits": ('{"id": ' + "9" * 9999 + "}", "row 0 (line 1): … not valid JSON"),
     "too deep": ("[" * 200_000, "data.jsonl, row 0 (line 1): … nested too deeply. Flatten"),
     "deep": ('{"prompt": 1, "completion": ' + '{"a": [' * 99 + "]}" * 99 + "}", "row 0 (line 1)"),
-    "long key": (
-        json.dumps({MEGABYTE: 1, "\u202e\x1b[": 2}),
-        r"no known shape … \u202e\x1b[ … Rename",
-    ),
+    "long key": (json.dumps({MEGABYTE: 1, "\u202e": 2}), r"no known shape … \u202e … Rename"),
     "long line": (MEGABYTE, "data.jsonl, row 0 (line 1): 'xxx … one whole JSON object"),
     "long content": (json.dumps(row(MEGABYTE)), [row(MEGABYTE)]),
 }
@@ -92,10 +86,7 @@ CSV = {
     "empty": ("", "data.csv has no rows"),
     "header only": ("user,assistant\n", "data.csv has no rows"),
     "a BOM": (b"\xef\xbb\xbfuser,assistant\nHi,Hello.", [HI]),
-    "Latin-1": (
-        "user,assistant\ncafé".encode("latin-1"),
-        r"line 2: … b'\xe9' … Save the file in UTF-8",
-    ),
+    "Latin-1": ("user,assistant\né".encode("latin-1"), r"line 2: … b'\xe9' … Save the file in UTF"),
     "mixed line ends": (
         'user,assistant\r\n"Hi\r\nyou",Hello.\rBye,Hello.\n',
         [row("Hi\nyou"), row("Bye")],
@@ -108,14 +99,14 @@ CSV = {
     ),
     "a cell too many": (
         "user,assistant\nHi, you,Hello.\n",
-        "data.csv, row 0 (line 2): 3 in place of 2 cells … between double quotes",
+        "3 in place of 2 … double quotes",
     ),
     "an empty cell": ("user,assistant\nHi,\n", "row 0 (line 2), turn 1: … is empty (''). Fill it"),
     "an open quote": ('user,assistant\n"Hi,Hello.\n', "line 2: unexpected end … double the quotes"),
     "semicolons": ("user;assistant\nHi;Hello.\n", "row 0 (line 2) … its columns: user;assistant"),
     "a column twice": (
-        "user,assistant,assistant\nHi,Hello.,Bye.\n",
-        "data.csv has a column twice: user, assistant, assistant. Rename",
+        "user,user,assistant\na,b,c\n",
+        "has a column twice: user … Rename",
     ),
     "long cell": (f"user,assistant\n{MEGABYTE},Hello.\n", [row(MEGABYTE)]),
 }
