@@ -45,20 +45,6 @@ def test_make_alone_lists_every_target_with_a_text():
     assert set(phony[1].split()) == TARGETS
 
 
-@needs_make
-def test_pins_keep_the_comment_and_drop_the_build(tmp_path):
-    python = tmp_path / "bin" / "python"
-    python.parent.mkdir()
-    python.write_text("#!/bin/sh\necho alpha==1.0\necho torch==2.13.0+cpu\n")
-    python.chmod(0o755)
-    pins = tmp_path / "pins.txt"
-    pins.write_text("# How to regenerate\nalpha==0.9\n")
-    for name in (".installed", ".installed-dev"):
-        (tmp_path / name).touch()
-    make("pins", f"VENV={tmp_path}", f"PINS={pins}")
-    assert pins.read_text() == "# How to regenerate\nalpha==1.0\ntorch==2.13.0\n"
-
-
 # --- Documents ------------------------------------------------------------------------------------
 
 
@@ -122,10 +108,6 @@ def test_pins_are_exact_and_fit_the_ranges():
     assert [r.name for r in others if canonicalize_name(r.name) not in pins] == []
     unfit = [str(r) for r in others if pins[canonicalize_name(r.name)] not in r.specifier]
     assert unfit == []
-
-
-def test_pins_are_for_any_platform():
-    assert [name for name, version in read_pins().items() if version.local] == []
 
 
 def test_one_version():
@@ -260,16 +242,6 @@ def test_the_search_covers_the_files_that_matter():
     ],
 )
 def test_a_planted_trace_is_found(pieces):
-    assert traces("".join(pieces), places=["/data/" + "checkout"])
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"make book TORCH_INDEX={PYTORCH_INDEX}",
-        "the repository's root/ and home/ folders",
-        "/data/checkouts",
-    ],
-)
-def test_other_text_is_left_alone(text):
-    assert traces(text, places=["/data/" + "checkout"]) == []
+    places = ["/data/" + "checkout"]
+    assert traces("".join(pieces), places)
+    assert traces(f"root/ and home/ of /data/checkouts, TORCH_INDEX={PYTORCH_INDEX}", places) == []
