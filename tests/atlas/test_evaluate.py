@@ -299,6 +299,8 @@ def test_the_chosen_candidate_is_the_likeliest_by_mean_log_probability(
             means[value] = mean_log_probability(model, ids, start)
         assert row.chosen == max(means, key=means.get)
         assert row.right == question.values[0] and row.correct == (row.chosen == row.right)
+    alone = evaluate.rank_candidates(model, chat_tokenizer, continents[:1], candidates=1)
+    assert alone["correct"].all()
 
 
 # --- Cloze -----------------------------------------------------------------------------------
