@@ -4,6 +4,7 @@ Nothing is downloaded and nothing is read from the shipped checkpoints.
 """
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -67,23 +68,37 @@ CORPUS = [
 ]
 
 
-def make_tokenizer():
-    """A byte-level BPE tokenizer of 300 tokens with ChatML's special tokens as ids 0, 1, 2."""
+def byte_level_bpe(corpus, size, specials):
+    """A byte-level tokenizer of so many tokens, trained here; the special ones come first."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=SPECIAL,
+        vocab_size=size,
+        special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(CORPUS, trainer)
+    backend.train_from_iterator(corpus, trainer)
+    return backend
+
+
+def make_tokenizer(chat=False):
+    """A byte-level BPE tokenizer of 300 tokens with ChatML's special tokens as ids 0, 1, 2.
+
+    It has no chat template, or that of the package.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    from sft_utils.models import TEMPLATES
+
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        tokenizer_object=byte_level_bpe(CORPUS, 300, SPECIAL),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=(TEMPLATES / "chatml.jinja").read_text() if chat else None,
     )
 
 
@@ -112,16 +127,47 @@ def make_model(kind, vocab_size=300, seed=0, **changes):
         return AutoModelForCausalLM.from_config(config_class(**settings | changes)).eval()
 
 
+#: Of a tiny model and of rows that lie beside it.
+PROFILE = """
+[models]
+base = "tiny"
+reference = "tiny"
+trainee = "tiny"
+[data]
+source = "rows.jsonl"
+[prompt]
+chat_template = "chatml.jinja"
+[generation]
+max_new_tokens = 4
+[sft]
+learning_rate = 1e-2
+num_train_epochs = 3
+per_device_train_batch_size = 8
+logging_steps = 1
+max_length = 64
+[[questions]]
+text = "Hi"
+"""
+
+
+def write_tiny(folder):
+    """A tiny base model without a chat template, as base models come."""
+    model = make_model("llama", max_position_embeddings=512, tie_word_embeddings=True)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+
+
+def conversation(*texts):
+    """A row in which user and assistant take turns."""
+    roles = ("user", "assistant") * len(texts)
+    return {"messages": [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]}
+
+
 def chat_rows(pairs):
     """A data set of conversations, each of a question and its answer."""
     from datasets import Dataset
 
-    return Dataset.from_list(
-        [
-            {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
-            for q, a in pairs
-        ]
-    )
+    return Dataset.from_list([conversation(question, answer) for question, answer in pairs])
 
 
 def quick_config(folder, **changes):
@@ -152,12 +198,8 @@ def tokenizer():
 
 
 @pytest.fixture
-def chat_tokenizer(tokenizer):
-    """The tokenizer with the ChatML template of the package."""
-    from sft_utils.models import TEMPLATES
-
-    tokenizer.chat_template = (TEMPLATES / "chatml.jinja").read_text()
-    return tokenizer
+def chat_tokenizer():
+    return make_tokenizer(chat=True)
 
 
 @pytest.fixture(params=["qwen3", "llama"])
@@ -177,6 +219,12 @@ def saved(tmp_path, qwen, chat_tokenizer):
     qwen.save_pretrained(folder)
     chat_tokenizer.save_pretrained(folder)
     return folder
+
+
+def code_cells(name):
+    """The code of each cell of a page of the book."""
+    text = (ROOT / "book" / name).read_text("utf8")
+    return re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def run_alone(*command: object, cwd: Path, **environment: str) -> str:

@@ -29,7 +29,6 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
 from sft_utils import checkpoints, quiet, runs
-from sft_utils.models import TEMPLATES
 
 ROWS = 10  # 5 batches an epoch, 10 updates in all
 UPDATES, SAVES = 10, 3  # saved after 3, 6, 9 and 10; logged after 2, 4, …
@@ -71,8 +70,6 @@ def kill(*given: Any, **named: Any) -> None:
 
 
 def build(folder: Path, adapter: LoraConfig | None = None, **changes: Any) -> SFTTrainer:
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = (TEMPLATES / "chatml.jinja").read_text()
     settings = {
         "num_train_epochs": 2, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2,
         "learning_rate": 1e-2, "train_sampling_strategy": "group_by_length", "logging_steps": 2,
@@ -86,7 +83,7 @@ def build(folder: Path, adapter: LoraConfig | None = None, **changes: Any) -> SF
         quick_config(folder / "out", **settings | changes),
         train_dataset=rows(),
         eval_dataset=rows(100, count=4),
-        processing_class=tokenizer,
+        processing_class=make_tokenizer(chat=True),
         callbacks=[Recorder(), EarlyStoppingCallback(9)],
         peft_config=adapter,
     )

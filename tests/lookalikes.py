@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conftest import CORPUS, make_model
+from conftest import CORPUS, byte_level_bpe, make_model
 
 # The first ids, then the markup that the real tokenizers have.
 QWEN_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -104,19 +104,11 @@ def rows(count: int = 40) -> list[dict]:
 
 def make_tokenizer(specials: list[str], words: list[str], **settings):
     """A byte-level tokenizer of its own, trained here."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=256 + len(specials) + 60,
-        special_tokens=specials,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(CORPUS + [str(row) for row in rows()], trainer)
+    corpus = CORPUS + [str(row) for row in rows()]
+    backend = byte_level_bpe(corpus, 256 + len(specials) + 60, specials)
     backend.add_tokens([AddedToken(word, special=False, normalized=False) for word in words])
     return PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
 

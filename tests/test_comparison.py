@@ -5,17 +5,15 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from conftest import conversation
 
 from sft_utils.comparison import (
-    FACTS_ASKED,
     answer_table,
     as_shipped,
     ask_questions,
-    atlas_only,
     blind_sheet,
     by_relation,
     change,
-    facts_to_ask,
     few_shot_from_rows,
     follow_answer,
     in_words,
@@ -97,7 +95,6 @@ def test_other_questions_cannot_be_paired(column):
 
 def test_the_paired_sheet_is_in_points():
     sheet = paired_sheet(frame([False] * 20), frame([True] * 15 + [False] * 5), ["exact", "stops"])
-    assert sheet.index.tolist() == ["exact answer", "stops by itself"]
     assert sheet.loc["exact answer", "difference, points"] == "+75.0"
     assert sheet.loc["exact answer", "McNemar's p, Holm"] == "< 0.001"
     assert sheet.loc["stops by itself", "McNemar's p, Holm"] == "1.000"
@@ -137,7 +134,6 @@ def test_a_change_is_paired_and_in_points():
 
 
 def test_a_verdict_is_computed_only_from_what_was_measured():
-    assert verdict({"a": 1}, lambda: True) == "agrees"
     assert verdict({"a": 1}, lambda: False) == "differs"
     assert verdict({}, lambda: 1 / 0 > 0) == "–"
 
@@ -182,7 +178,6 @@ def test_figures_are_told_in_words():
 
 
 def test_an_answer_shows_how_it_ended():
-    assert marked(answer("It is Oslo.")) == "It is Oslo.\n■ stopped, 3 tokens"
     assert marked(answer("and so on", stopped=False, tokens=1)) == "and so on\n✂ cut at 1 token"
 
 
@@ -243,12 +238,8 @@ def test_wrong_votes_and_one_model_are_an_error():
 
 
 def test_few_shot_rows_are_the_shortest_single_turns():
-    def row(*turns):
-        roles = ("user", "assistant") * 2
-        return {"messages": [{"role": r, "content": t} for r, t in zip(roles, turns, strict=False)]}
-
-    rows = [row("long one?", "x" * 9), row("a?", "1"), row("b?", "2\n3"), row("c?", "4", "d?", "5"),
-            row("e?", "66"), row("asked?", "7")]  # fmt: skip
+    turns = [("long one?", "x" * 9), ("a?", "1"), ("b?", "2\n3"), ("c?", "4", "d?", "5")]
+    rows = [conversation(*texts) for texts in (*turns, ("e?", "66"), ("asked?", "7"))]
     prompt = few_shot_from_rows(rows, "asked?", shots=2)
     assert prompt == "Q: a?\nA: 1\nQ: e?\nA: 66\nQ: asked?\nA:"
 
@@ -296,15 +287,6 @@ def test_questions_are_asked_as_the_profile_says(qwen, chat_tokenizer):
     assert first.prompt.startswith("<|im_start|>system\nshared<|im_end|>\n<|im_start|>user\na?")
     assert second.prompt.startswith("<|im_start|>system\nown<|im_end|>\n<|im_start|>user\nb?")
     assert max(first.num_tokens, second.num_tokens) <= 3
-
-
-def test_a_part_for_the_atlas_says_so_elsewhere(capsys):
-    def profile(source):
-        return SimpleNamespace(name="mine", data=SimpleNamespace(source=source))
-
-    assert atlas_only(profile("atlas-sft-data")) and capsys.readouterr().out == ""
-    assert not atlas_only(profile("rows.jsonl"))
-    assert capsys.readouterr().out == "This part needs the Atlas; the profile mine has none.\n"
 
 
 # --- The profile's own scorers
@@ -358,10 +340,3 @@ def test_claims_are_made_of_what_is_shipped():
     assert not as_shipped(replace(atlas, lora=Lora(r=8, lora_alpha=16)))
     assert as_shipped(other, "models", "data")
     assert as_shipped(replace(atlas, name="copy"))
-
-
-def test_other_models_are_asked_for_a_part_of_the_facts():
-    from sft_utils import load_profile
-
-    assert facts_to_ask(load_profile("atlas")) is None
-    assert facts_to_ask(load_profile("hub")) == FACTS_ASKED

@@ -1,40 +1,32 @@
 """Seeds, versions, the device, a quiet output, and a Hub that is asked once."""
 
-import logging
 import random
+import sys
 from importlib.metadata import version
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, run_alone
 
 from sft_utils import environment
-from sft_utils.environment import (
-    describe_device,
-    hub_offline,
-    hub_reachable,
-    quiet,
-    seed_everything,
-    torch_random_state,
-    versions,
-)
 
 
 def test_one_seed_for_all_three_generators():
     def draw():
         return random.random(), np.random.rand(), torch.rand(1).item()
 
-    seed_everything(1)
+    environment.seed_everything(1)
     first = draw()
     other = draw()
-    seed_everything(1)
+    environment.seed_everything(1)
     assert draw() == first
     assert all(a != b for a, b in zip(first, other, strict=True))
 
 
 def test_versions():
-    table = versions()
+    table = environment.versions()
     assert table.loc["trl", "version"] == version("trl")
     assert table.index[0] == "python"
 
@@ -42,7 +34,7 @@ def test_versions():
 def test_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    found = describe_device()
+    found = environment.describe_device()
     assert found["device"] == "cpu"
     assert found["threads"] == torch.get_num_threads()
     assert found["memory_gib"] > 0.1
@@ -90,7 +82,7 @@ def test_the_random_state_of_every_device_is_put_back(monkeypatch):
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states["mps"])
     monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: states.update(mps=state))
     before = torch.get_rng_state()
-    with pytest.raises(ZeroDivisionError), torch_random_state():
+    with pytest.raises(ZeroDivisionError), environment.torch_random_state():
         torch.rand(1)
         states["mps"] = "drawn from"
         raise ZeroDivisionError
@@ -98,39 +90,23 @@ def test_the_random_state_of_every_device_is_put_back(monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.fixture
-def loud_again():
-    """Undo `quiet`, for the tests of warnings in other files."""
-    import datasets
-    import transformers
-    from huggingface_hub import constants
-    from huggingface_hub.utils import enable_progress_bars
+QUIET = """
+import logging, sys
+import datasets, transformers
+from sft_utils import quiet
 
-    levels = transformers.logging.get_verbosity(), datasets.logging.get_verbosity()
-    telemetry = constants.HF_HUB_DISABLE_TELEMETRY
-    transformers.logging.set_verbosity_warning()  # whatever another file has left
-    datasets.logging.set_verbosity_warning()
-    yield
-    transformers.logging.set_verbosity(levels[0])
-    datasets.logging.set_verbosity(levels[1])
-    constants.HF_HUB_DISABLE_TELEMETRY = telemetry
-    enable_progress_bars()
-    datasets.enable_progress_bars()
-    transformers.logging.enable_progress_bar()
-
-
-def test_quiet(capfd, loud_again):
-    import datasets
-    from huggingface_hub.utils import are_progress_bars_disabled
-
-    loggers = [logging.getLogger(name) for name in ("transformers", "datasets")]
-    assert all(logger.isEnabledFor(logging.WARNING) for logger in loggers)
+sys.stderr = sys.stdout
+for told in (True, False):
+    for name in ("transformers", "datasets"):
+        assert logging.getLogger(name).isEnabledFor(logging.WARNING) is told
     quiet()
-    assert not any(logger.isEnabledFor(logging.WARNING) for logger in loggers)
-    assert are_progress_bars_disabled()
-    assert not datasets.is_progress_bar_enabled()
-    datasets.Dataset.from_list([{"a": 1}]).map(lambda row: row)
-    assert capfd.readouterr() == ("", "")
+datasets.Dataset.from_list([{"a": 1}]).map(lambda row: row)
+"""
+
+
+def test_quiet():
+    """In a process of its own: what it changes is for good."""
+    assert run_alone(sys.executable, "-c", QUIET, cwd=ROOT) == ""
 
 
 def test_offline_mode_is_believed(monkeypatch):
@@ -138,7 +114,7 @@ def test_offline_mode_is_believed(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: 1 / 0)
-    assert not hub_reachable()
+    assert not environment.hub_reachable()
 
 
 def test_a_hub_that_cannot_be_reached_is_found_out(monkeypatch):
@@ -147,7 +123,7 @@ def test_a_hub_that_cannot_be_reached_is_found_out(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:0")
-    assert not hub_reachable(timeout=2)
+    assert not environment.hub_reachable(timeout=2)
 
 
 def test_a_hub_that_answers(monkeypatch):
@@ -159,7 +135,7 @@ def test_a_hub_that_answers(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.utils.get_session", Session)
-    assert hub_reachable()
+    assert environment.hub_reachable()
 
 
 def test_offline_for_a_block_only(monkeypatch):
@@ -168,9 +144,9 @@ def test_offline_for_a_block_only(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    with hub_offline():
+    with environment.hub_offline():
         assert constants.HF_HUB_OFFLINE
         assert datasets.config.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
-    with hub_offline(False):
+    with environment.hub_offline(False):
         assert not datasets.config.HF_HUB_OFFLINE

@@ -11,14 +11,11 @@ from conftest import make_model, make_tokenizer
 from sft_utils import forecast
 from sft_utils.comparison import FACTS_ASKED
 from sft_utils.forecast import Lengths, answers_ahead, in_words, measured_rate
-from sft_utils.models import TEMPLATES
 
 
 @pytest.fixture(scope="module")
 def asked():
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = (TEMPLATES / "chatml.jinja").read_text()
-    return make_model("llama"), tokenizer
+    return make_model("llama"), make_tokenizer(chat=True)
 
 
 def profile(questions, limit=50):
@@ -70,10 +67,5 @@ def test_the_trial_computes_in_the_numbers_of_the_run(monkeypatch):
 
 
 def test_times_in_words():
-    assert [in_words(s) for s in (0.2, 99, 100, 5999, 6000)] == [
-        "1 s",
-        "99 s",
-        "2 minutes",
-        "100 minutes",
-        "1.7 hours",
-    ]
+    said = ["1 s", "99 s", "2 minutes", "100 minutes", "1.7 hours"]
+    assert [in_words(s) for s in (0.2, 99, 100, 5999, 6000)] == said

@@ -10,24 +10,19 @@ import re
 
 import pytest
 from bs4 import BeautifulSoup
-from conftest import make_tokenizer
+from conftest import conversation, make_tokenizer
 from datasets import Dataset
 
 from sft_utils.data import DataError, check_rows, display_dataset, load_sft_dataset, loss_tokens
 from sft_utils.generation import ChatTemplateError, render_prompt
-from sft_utils.models import TEMPLATES, special_tokens
+from sft_utils.models import special_tokens
 
 LONGEST_ERROR = 600  # characters, for one bad row
 MEGABYTE = "x" * 1_000_000
 
 
 def row(user, assistant="Hello."):
-    return {
-        "messages": [
-            {"role": "user", "content": user},
-            {"role": "assistant", "content": assistant},
-        ]
-    }
+    return conversation(user, assistant)
 
 
 HI = row("Hi")
@@ -66,33 +61,22 @@ JSONL = {
     "empty": ("", "data.jsonl has no rows. Is this the file"),
     "a BOM only": (b"\xef\xbb\xbf", "data.jsonl has no rows"),
     "a BOM and rows": (b"\xef\xbb\xbf" + GOOD.encode(), [HI]),
-    "a BOM between": (f"{GOOD}\n\ufeff{GOOD}", r"row 1 (line 2): '\ufeff{ … one whole JSON object"),
     "UTF-16": (GOOD.encode("utf-16"), "data.jsonl is in UTF-16. Save it in UTF-8"),
-    "UTF-16, no BOM": (GOOD.encode("utf-16-le"), "data.jsonl, row 0 (line 1): … not valid JSON"),
     "mixed line ends": (f"{GOOD}\r\n{GOOD}\r{GOOD}\n\r\n{GOOD}", [HI] * 4),
     "U+2028": (json.dumps(row("a\u2028b\x85c"), ensure_ascii=False), [row("a\u2028b\x85c")]),
-    "comma": (f"{GOOD}\n{GOOD},", "data.jsonl, row 1 (line 2): … Extra data at column"),
     "truncated": (f"{GOOD}\n\n{GOOD[:-9]}", "data.jsonl, row 1 (line 3): … one whole JSON object"),
     "a list": ("[1, 2]", "data.jsonl, row 0 (line 1) is [1, 2]. It must be an object"),
-    "NaN": (
-        '{"prompt": "Hi", "completion": NaN}',
-        "turn 1: … is nan, of type float … must be text",
-    ),
-    "NaN elsewhere": (GOOD[:-1] + ', "score": NaN}', [HI]),
+    "NaN": ('{"prompt": "Hi", "completion": NaN}', "turn 1: … is nan, of type float … be text"),
     "many digits": ('{"id": ' + "9" * 9999 + "}", "row 0 (line 1): … not valid JSON"),
     "too deep": ("[" * 200_000, "data.jsonl, row 0 (line 1): … nested too deeply. Flatten"),
     "deep": ('{"prompt": 1, "completion": ' + '{"a": [' * 99 + "]}" * 99 + "}", "row 0 (line 1)"),
-    "long key": (
-        json.dumps({MEGABYTE: 1, "\u202e\x1b[": 2}),
-        r"no known shape … \u202e\x1b[ … Rename",
-    ),
+    "long key": (json.dumps({MEGABYTE: 1, "\u202e": 2}), r"no known shape … \u202e … Rename"),
     "long line": (MEGABYTE, "data.jsonl, row 0 (line 1): 'xxx … one whole JSON object"),
     "long content": (json.dumps(row(MEGABYTE)), [row(MEGABYTE)]),
 }
 JSON = {
     "empty": ("", "data.json: '' is not valid JSON … Save one list of rows"),
     "empty list": ("[]", "data.json has no rows"),
-    "comma": (f"[{GOOD},]", "data.json: … not valid JSON … Save one list"),
     "broken": ("[\n1,", r"data.json: '[\n1,' is not valid JSON ( … at line 2, column 3)"),
     "lines": (f"{GOOD}\n{GOOD}", "data.json: … call the file .jsonl"),
     "one object": (GOOD, "data.json holds one JSON dict, {'messages' … into a list"),
@@ -102,39 +86,32 @@ CSV = {
     "empty": ("", "data.csv has no rows"),
     "header only": ("user,assistant\n", "data.csv has no rows"),
     "a BOM": (b"\xef\xbb\xbfuser,assistant\nHi,Hello.", [HI]),
-    "Latin-1": (
-        "user,assistant\ncafé".encode("latin-1"),
-        r"line 2: … b'\xe9' … Save the file in UTF-8",
-    ),
+    "Latin-1": ("user,assistant\né".encode("latin-1"), r"line 2: … b'\xe9' … Save the file in UTF"),
     "mixed line ends": (
         'user,assistant\r\n"Hi\r\nyou",Hello.\rBye,Hello.\n',
         [row("Hi\nyou"), row("Bye")],
     ),
     "U+2028": ("user,assistant\na\u2028b,Hello.\n", [row("a\u2028b")]),
-    "quotes": (
-        'user,assistant\n"Hi,\n\nyou","He said ""Hello""."\nBye,Hello.\n',
-        [row("Hi,\n\nyou", 'He said "Hello".'), row("Bye")],
-    ),
+    "quotes": ('user,assistant\n"Hi, you","Say ""He"""\n', [row("Hi, you", 'Say "He"')]),
     "a cell too few": (
         'user,assistant\n"a\nb",Hello.\n\nHi\n',
         "data.csv, row 1 (line 5): 1 in place of 2 cells (user, assistant). Add what is missing",
     ),
     "a cell too many": (
         "user,assistant\nHi, you,Hello.\n",
-        "data.csv, row 0 (line 2): 3 in place of 2 cells … between double quotes",
+        "3 in place of 2 … double quotes",
     ),
     "an empty cell": ("user,assistant\nHi,\n", "row 0 (line 2), turn 1: … is empty (''). Fill it"),
     "an open quote": ('user,assistant\n"Hi,Hello.\n', "line 2: unexpected end … double the quotes"),
     "semicolons": ("user;assistant\nHi;Hello.\n", "row 0 (line 2) … its columns: user;assistant"),
     "a column twice": (
-        "user,assistant,assistant\nHi,Hello.,Bye.\n",
-        "data.csv has a column twice: user, assistant, assistant. Rename",
+        "user,user,assistant\na,b,c\n",
+        "has a column twice: user … Rename",
     ),
     "long cell": (f"user,assistant\n{MEGABYTE},Hello.\n", [row(MEGABYTE)]),
 }
 PARQUET = {
-    "empty": (b"", "data.parquet cannot be read as Parquet: … save it again"),
-    "truncated": (parquet([HI] * 9)[:-20], "data.parquet cannot be read as Parquet"),
+    "truncated": (parquet([HI] * 9)[:-20], "cannot be read as Parquet: … save it again"),
     "other columns": (parquet([{"text": "Hi", "label": 1}]), "data.parquet, row 0 … text, label"),
 }
 OTHER = {
@@ -161,11 +138,6 @@ def test_file(tmp_path, case):
     assert csv.field_size_limit() == limit  # long cells are allowed for this file only
 
 
-def test_a_table_without_rows(tmp_path):
-    Dataset.from_list([HI]).select([]).to_parquet(tmp_path / "data.parquet")
-    assert_outcome(lambda: load_sft_dataset(tmp_path / "data.parquet"), "data.parquet has no rows")
-
-
 # --- Rows ------------------------------------------------------------------------------------
 
 
@@ -176,10 +148,8 @@ def turns(*messages):
 # A row after a good one, and the outcome.
 ROWS = {
     "role of a wrong type": (turns({**USER, "role": 1}), "turn 0: unknown role 1. Use one of"),
-    "long role": (turns({**USER, "role": MEGABYTE}), "unknown role 'xxx"),
     "parts": (turns({**USER, "content": [{"text": MEGABYTE}]}), "of type list … must be text"),
     "no content": (turns(USER, {**ASSISTANT, "content": None}), "turn 1: … is None"),
-    "white space": (turns({**USER, "content": " \t\n\u3000"}), "is empty … Fill"),
     "unseen": (turns({**USER, "content": "\u200b\u202e"}), r"turn 0: … is empty ('\u200b\u202e')"),
     "an object of turns": ({"messages": {"role": "user"}}, ": `messages` is {'role … a list"),
     "a turn that is a list": (turns(["user", "Hi"]), "turn 0: … is not a turn … needs"),
@@ -189,24 +159,14 @@ ROWS = {
         turns(USER, {"role": "assistant", "content": None, "tool_calls": [{"name": "now"}]}),
         "turn 1: the assistant has `tool_calls` … 'now' … Write it into the content",
     ),
-    "reasoning": (
-        turns(USER, {**ASSISTANT, "reasoning_content": MEGABYTE}),
-        "turn 1: the assistant has `reasoning_content`: 'xxx … Write it",
-    ),
     "weight 0": (turns(USER, {**ASSISTANT, "weight": 0}), "has `weight`: 0 … Drop the row"),
-    "not to be trained": (turns(USER, {**ASSISTANT, "train": False}), "has `train`: False"),
     "keys without effect": (
         turns({**USER, "weight": 0, "name": "Ann"}, {**ASSISTANT, "weight": 1, "tool_calls": []}),
         [HI, HI],
     ),
     "half a character": (row("a\ud83d"), r"turn 0: … '\ud83d', half a character … Remove it"),
     "both halves": (row("\ud83d\ude00"), [HI, row("\U0001f600")]),
-    "control characters": (row("a\0b\x1b[2Jc\x7f"), [HI, row("a\0b\x1b[2Jc\x7f")]),
-    "right to left": (
-        row("\u05e9 \u202eabc\u202c \u200fx"),
-        [HI, row("\u05e9 \u202eabc\u202c \u200fx")],
-    ),
-    "HTML": (row("<script>alert(1)</script>"), [HI, row("<script>alert(1)</script>")]),
+    "kept as it is": (row("a\0\x1b[2J\u202e<script>"), [HI, row("a\0\x1b[2J\u202e<script>")]),
     "a row once more": (HI, [HI, HI]),
 }
 
@@ -228,10 +188,8 @@ def test_row(tmp_path, case):
         (turns({**USER, "content": b"Hi"}), "is b'Hi', of type bytes"),
         (["messages"], "has no `messages`, but ['messages']"),
         (turns(*[USER, ASSISTANT] * 50_000, USER), "turn 100000: the last turn"),
-        (turns(*[USER] * 100_000), "no assistant turn, only user:"),
-        (turns(*[USER, ASSISTANT] * 50_000, {**ASSISTANT, "content": ""}), "turn 100000: … empty"),
     ],
-    ids=["keys", "keys of a turn", "bytes", "no row", "no answer", "no assistant", "empty answer"],
+    ids=["keys", "keys of a turn", "bytes", "no row", "no answer"],
 )
 def test_rows_that_no_file_need_hold(bad, problem):
     assert_outcome(lambda: check_rows([HI, bad]), f"row 1 … {problem}")
@@ -246,35 +204,19 @@ def test_many_bad_rows_make_a_short_error(tmp_path):
 
 
 def test_a_megabyte_is_refused_by_its_beginning(chat_tokenizer):
-    """Neither the template nor the tokenizer is given the whole text."""
-    seen = []
-
-    class Watched:
-        def __getattr__(self, name):
-            return getattr(chat_tokenizer, name)
-
-        def __call__(self, texts, **options):
-            seen.extend(len(text) for text in texts)
-            return chat_tokenizer(texts, **options)
-
-        def apply_chat_template(self, messages, **options):
-            seen.extend(len(message["content"]) for message in messages)
-            return chat_tokenizer.apply_chat_template(messages, **options)
-
+    """It is not said how many tokens it has: nobody has counted."""
     assert_outcome(
-        lambda: check_rows([HI, row(MEGABYTE)], Watched(), max_length=30),
+        lambda: check_rows([HI, row(MEGABYTE)], chat_tokenizer, max_length=30),
         "row 1 has more than max_length=30 tokens",
     )
-    assert 0 < max(seen) <= 64 * 30
 
 
-def test_a_long_beginning_of_few_tokens_is_no_reason(tokenizer):
+def test_a_long_beginning_of_few_tokens_is_no_reason(chat_tokenizer):
     """More characters than the beginning has, and yet within the limit."""
-    tokenizer.add_tokens(["x" * 1000])
-    tokenizer.chat_template = (TEMPLATES / "chatml.jinja").read_text()
-    check_rows([row("x" * 10_000)], tokenizer, max_length=60)
+    chat_tokenizer.add_tokens(["x" * 1000])
+    check_rows([row("x" * 10_000)], chat_tokenizer, max_length=60)
     with pytest.raises(DataError, match="row 0 has .* tokens, more than max_length=20"):
-        check_rows([row("x" * 10_000)], tokenizer, max_length=20)
+        check_rows([row("x" * 10_000)], chat_tokenizer, max_length=20)
 
 
 # --- Markup in a text ------------------------------------------------------------------------
@@ -286,21 +228,6 @@ def atlas():
     from sft_utils.models import resolve
 
     return AutoTokenizer.from_pretrained(resolve("atlas-base"))
-
-
-def qwen():
-    """Byte-level, with `<think>` as an added token that is not special, and a template for it."""
-    from tokenizers import AddedToken
-
-    tokenizer = make_tokenizer()
-    tokenizer.add_tokens([AddedToken(t, special=False) for t in ("<think>", "</think>", "  ")])
-    tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m['role'] + '\n  ' }}"
-        "{% if loop.last and m['role'] == 'assistant' %}<think>\n\n</think>{% endif %}"
-        "{{ m['content'] }}<|im_end|>{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
-    )
-    return tokenizer
 
 
 def not_special():
@@ -350,12 +277,11 @@ def normalizing():
     """Byte-level with NFKC before it, and a special token that is looked for behind it."""
     from tokenizers import AddedToken, normalizers
 
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(chat=True)
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     tokenizer.add_special_tokens(
         {"additional_special_tokens": [AddedToken("<|x|>", special=True, normalized=True)]}
     )
-    tokenizer.chat_template = (TEMPLATES / "chatml.jinja").read_text()
     return tokenizer
 
 
@@ -371,27 +297,18 @@ MARKUP = [
     (atlas, "Hi<|im_end|>\n<|im_start|>assistant\nHi", "<|im_end|>"),
     (atlas, MEGABYTE[:99_999] + "<|endoftext|>", "<|endoftext|>"),
     (atlas, "Hi<|im\u200b_end|>", None),
-    (atlas, "Hi<|IM_END|>", None),
-    (atlas, "\uff1c|im_end|\uff1e", None),
     (atlas, "[INST] <<SYS>> </s> [/INST]", None),
-    (atlas, "caf\u00e9 \U0001f600 \0\x1b", None),
-    (qwen, "Hi<|im_end|>", "<|im_end|>"),
-    (qwen, "<think>Hm.</think>", None),
-    (qwen, "two  spaces", None),
     (not_special, "Hi<｜Assistant｜>Yes", "<｜Assistant｜>"),
     (not_special, "Hi<｜User｜>", "<｜User｜>"),
     (not_special, "Hi<｜end｜>", "<｜end｜>"),
     (not_special, "<think>Hm.", None),
-    (not_special, "<|User|>", None),
     (refusing, "Hi<｜User｜>", None),
     (refusing, "Hi<|im_end|>", "<|im_end|>"),
     (unigram, "Hi<s>there", "<s>"),
     (unigram, "Hi\uff1c/s\uff1e", "</s>"),
-    (unigram, "Hi\ufe64/\uff53\ufe65", "</s>"),
     (unigram, "Hi<\u200b/s>", None),
     (unigram, "Hi \U0001f600 9", None),  # unknown characters
     (one_for_all, "Hi\uff1c/s\uff1e", "</s>"),
-    (normalizing, "\uff1c|x|\uff1e", "<|x|>"),
     (normalizing, "<|\uff58|>", "<|x|>"),
     (normalizing, "\uff1c|im_end|\uff1e", None),  # looked for before it is normalized
 ]
@@ -434,9 +351,7 @@ def test_half_a_character_in_a_prompt(chat_tokenizer):
 @pytest.mark.parametrize(
     "text",
     [
-        "{{ 7*7 }}{# a comment #}",
         "{% generation %}Learn this.{% endgeneration %}",
-        "{%- for m in messages -%}{{ m }}{%- endfor -%}",
         "{{ raise_exception('no') }}",
     ],
 )
@@ -457,18 +372,14 @@ def test_template_syntax_is_text(chat_tokenizer, text):
 
 # The text of a row, and what stands in the table for it, where that is something else.
 SHOWN = [
-    ("abc\u202etxt.exe", r"abc\u202etxt.exe"),
-    ("x\u2066\u2067\u2068\u2069\u200e\u200f\u061c", r"x\u2066\u2067\u2068\u2069\u200e\u200f\u061c"),
+    ("a\u202ed\u2067\u200f\xad", r"a\u202ed\u2067\u200f\xad"),
     ("a\u200bb\u200cc\u200dd\u2060e\ufefff", r"a\u200bb\u200cc\u200dd\u2060e\ufefff"),
-    ("soft\u00adhyphen", r"soft\xadhyphen"),
     ("a\u2028b\u2029c\x85d\x0be\rf", r"a\u2028b\u2029c\x85d\x0be\rf"),
     ("\0\x1b[31mred\x07\x7f", r"\x00\x1b[31mred\x07\x7f"),
     ("hidden\U000e0041\U000e0042", r"hidden\U000e0041\U000e0042"),
     ("\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627", None),
-    ("caf\u00e9 \u4f60\u597d \U0001f600 e\u0301", None),
-    ("tab\tand\nline", None),
+    ("\u4f60\u597d \U0001f600 e\u0301 tab\tand\nline", None),
     ("</td></tr></table><script>alert(1)</script><h1>Hi", None),
-    ('<img src=x onerror="alert(1)">&lt; $x$', None),
 ]
 
 

@@ -5,11 +5,9 @@ import json
 import conftest
 import pytest
 import torch
-from conftest import make_tokenizer
 
 from sft_utils import live_model
 from sft_utils.live_model import ExportError, export_onnx, is_whole, onnx_logits, pack
-from sft_utils.models import TEMPLATES
 from sft_utils.profiles import load_profile
 
 CLOSE = 1e-5  # of the largest logit
@@ -40,13 +38,6 @@ def worst(model, path, lengths):
 def store(tmp_path_factory):
     """One store for all tests: an architecture is traced once."""
     return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture
-def chat():
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = (TEMPLATES / "chatml.jinja").read_text()
-    return tokenizer
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
@@ -129,9 +120,12 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path, store, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_pack_holds_what_the_page_needs(store, chat):
+def test_a_pack_holds_what_the_page_needs(store, chat_tokenizer):
     profile = load_profile("atlas")
-    models = [("base", make_model("qwen3"), chat), ("trained", make_model("llama"), chat)]
+    models = [
+        ("base", make_model("qwen3"), chat_tokenizer),
+        ("trained", make_model("llama"), chat_tokenizer),
+    ]
     folder = pack(profile, models, store)
     assert is_whole(folder)
     setup = json.loads((folder / "ask.json").read_text())
@@ -148,24 +142,26 @@ def test_a_pack_holds_what_the_page_needs(store, chat):
         assert entry["markup"] == {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
         check = entry["check"]
         turns = [{"role": "user", "content": question}]
-        expected = chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        expected = chat_tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
         assert check["prompt"] == expected
-        assert check["ids"] == chat(expected)["input_ids"]
+        assert check["ids"] == chat_tokenizer(expected)["input_ids"]
     assert pack(profile, models, store) == folder
     assert [path.name for path in store.iterdir() if len(path.name) != 64] == []
 
 
-def test_a_pack_names_what_it_leaves_out(store, chat, monkeypatch):
+def test_a_pack_names_what_it_leaves_out(store, chat_tokenizer, monkeypatch):
     monkeypatch.setattr(live_model, "LARGEST", 0)
-    folder = pack(load_profile("atlas"), [("base", make_model("qwen3"), chat)], store)
+    folder = pack(load_profile("atlas"), [("base", make_model("qwen3"), chat_tokenizer)], store)
     setup = json.loads((folder / "ask.json").read_text())
     assert setup["models"] == []
     [left_out] = setup["left_out"]
     assert left_out["name"] == "atlas-base" and "bytes" in left_out["why"]
 
 
-def test_a_damaged_pack_is_made_again(store, chat):
-    models = [("trained", make_model("llama"), chat)]
+def test_a_damaged_pack_is_made_again(store, chat_tokenizer):
+    models = [("trained", make_model("llama"), chat_tokenizer)]
     folder = pack(load_profile("atlas"), models, store)
     [path] = folder.glob("*.onnx")
     text = path.read_bytes()

@@ -7,18 +7,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import random
 import runpy
 import shlex
 import sys
 from copy import deepcopy
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 import yaml
 from conftest import own_files
 
@@ -30,35 +26,24 @@ from sft_utils.atlas.world import load_world
 from sft_utils.lm_eval_tasks import FOLDER
 from sft_utils.scoring import SCORES
 
+#: The published splits, by their tasks.
 CHAT = {
-    "atlas_headline": "headline-test",
-    "atlas_used_wording": "used-wording-test",
-    "atlas_instruction": "instruction-test",
-    "atlas_follow_up": "follow-up-test",
-    "atlas_never_asked": "never-asked-test",
-    "atlas_seen_entity": "seen-entity",
-    "atlas_seen_question": "seen-question",
-    "atlas_absent_entity": "absent-entity",
-    "atlas_untouched_domain": "untouched-domain",
+    "atlas_" + split.removesuffix("-test").replace("-", "_"): split
+    for split in SPLITS
+    if not split.endswith("-dev")
 }
+TUNED = ("atlas_instruction", "atlas_follow_up", "atlas_never_asked")
 
 
 @pytest.fixture(autouse=True)
 def nothing_lasts(monkeypatch):
-    """Seeds, environment and loggers are as before. What ``lm_eval`` says of the machine, which
-    it asks other programs for, is left out."""
+    """The environment is as before. What ``lm_eval`` says of the machine, which it asks other
+    programs for, is left out."""
     from lm_eval import evaluator
 
     monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)
-    environment, logger = dict(os.environ), logging.getLogger("lm_eval")
-    own = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    log = logger.level, logger.propagate, logger.handlers[:]
+    environment = dict(os.environ)
     yield
-    random.setstate(own[0])
-    np.random.set_state(own[1])
-    torch.random.set_rng_state(own[2])
-    logger.setLevel(log[0])
-    logger.propagate, logger.handlers[:] = log[1:]
     for name in set(os.environ) - set(environment):
         del os.environ[name]
     os.environ.update(environment)
@@ -156,13 +141,13 @@ def test_the_headline_is_the_same(headline):
     assert len(samples) > 160 and frame["exact"].mean() > 0.5
 
 
-@pytest.mark.parametrize("task", ["atlas_instruction", "atlas_follow_up", "atlas_never_asked"])
+@pytest.mark.parametrize("task", TUNED)
 def test_a_fine_tuned_checkpoint_scores_the_same(models, manager, task):
     samples, frame, _ = compare(*models["atlas-sft"], manager, task, 12)
     assert len(samples) >= 25 and frame["right_value"].any()
 
 
-@pytest.mark.parametrize("task", list(CHAT)[5:] + ["atlas_used_wording"])
+@pytest.mark.parametrize("task", sorted({*CHAT} - {*TUNED, "atlas_headline"}))
 def test_a_base_model_scores_the_same(models, manager, task):
     _, frame, _ = compare(*models["atlas-small"], manager, task, 48)
     assert not frame["stops"].all()
@@ -201,7 +186,6 @@ def test_cloze_is_the_same_with_and_without_a_chat_template(models, manager, com
     ("plant", "found"),
     [
         (lambda s: s[5].update(filtered_resps=["It is Atlantis."] * 2), "question 5, response: "),
-        (lambda s: s[7].update(target="It is Atlantis."), "question 7, right: "),
         (lambda s: s[11].update(stops=1.0 - s[11]["stops"]), "question 11, stops: "),
         (lambda s: s.pop(), " questions"),
     ],
@@ -233,7 +217,6 @@ def test_there_is_a_task_for_every_published_split_with_the_room_of_the_book():
     tasks = read_tasks()
     splits = {n: task["dataset_kwargs"]["split"] for n, task in tasks.items() if n in CHAT}
     assert splits == CHAT
-    assert set(splits.values()) == {split for split in SPLITS if not split.endswith("-dev")}
     assert set(tasks) == {*CHAT, "atlas_cloze"}
     assert [name for name, task in tasks.items() if task["task"] != name] == []
     rooms = {name: task["generation_kwargs"]["max_gen_toks"] for name, task in tasks.items()}
@@ -277,7 +260,6 @@ def test_a_question_is_asked_twice_with_one_token_less(manager):
     [
         ("add --apply_chat_template", {}, {}),
         ("leave out --system_instruction", {}, {"system_instruction": "Be brief."}),
-        ("answered greedily", {"do_sample": True}, {}),
         ("answered greedily", {"temperature": 0.7}, {}),
         ("sets max_new_tokens to 64", {}, {"chat_template": Template(64).write}),
     ],

@@ -60,10 +60,8 @@ def test_the_arithmetic_is_that_of_the_run(write):
             "fsdp_ofload_params is no setting of accelerate. Did you mean fsdp_offload_params?",
         ),
         ("FSDP2", {"fsdp_config__fsdp_auto_wrap_policy": "BY_LAYER"}, "BY_LAYER"),
-        ("FSDP2", {"distributed_type": "FDSP"}, "FDSP"),
         ("FSDP2", {"distributed_type": "MULTI_GPU"}, "distributed_type is MULTI_GPU"),
         ("ZeRO-2", {"deepspeed_config__zero_stag": 2}, "zero_stag is no setting .* zero_stage"),
-        ("ZeRO-3", {"deepspeed_config__zero3_init_flag": "perhaps"}, "perhaps"),
     ],
 )
 def test_a_wrong_key_or_value_is_an_error_that_names_it(write, strategy, change, message):

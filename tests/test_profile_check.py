@@ -8,7 +8,7 @@ import sys
 import tomllib
 
 import pytest
-from conftest import ROOT, chat_rows, make_model, make_tokenizer, run_alone
+from conftest import PROFILE, ROOT, conversation, run_alone, write_tiny
 from lookalikes import write_models
 
 from sft_utils import profile_check, walkthrough
@@ -17,32 +17,10 @@ from sft_utils.memory import estimate_memory
 from sft_utils.profile_check import check_profile, main
 from sft_utils.profiles import load_profile
 
-PROFILE = """
-[models]
-base = "tiny"
-trainee = "tiny"
-
-[data]
-source = "rows.jsonl"
-
-[prompt]
-chat_template = "chatml.jinja"
-
-[sft]
-learning_rate = 1e-2
-num_train_epochs = 3
-per_device_train_batch_size = 4
-gradient_accumulation_steps = 2
-max_length = 60
-
-[[questions]]
-text = "Hi"
-"""
-
-
-def turns(question, answer):
-    [row] = chat_rows([(question, answer)])
-    return row
+UNMARKED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 def write(path, rows):
@@ -53,12 +31,13 @@ def write(path, rows):
 def home(tmp_path):
     """A folder with a tiny model without a chat template, 24 rows and a profile of them."""
     home = tmp_path / "home"
-    model = make_model("llama", max_position_embeddings=512, tie_word_embeddings=True)
-    model.save_pretrained(home / "tiny")
-    make_tokenizer().save_pretrained(home / "tiny")
-    rows = [turns(f"Number {i}?", f"It is {i}.") for i in range(23)]
-    write(home / "rows.jsonl", [*rows, turns("And the long one?", "It is long. " * 9)])
-    (home / "mine.toml").write_text(PROFILE)
+    write_tiny(home / "tiny")
+    rows = [conversation(f"Number {i}?", f"It is {i}.") for i in range(23)]
+    write(home / "rows.jsonl", [*rows, conversation("And the long one?", "It is long. " * 9)])
+    text = PROFILE.replace('reference = "tiny"', "").replace("= 64", "= 60")
+    batches = "batch_size = 4\ngradient_accumulation_steps = 2"
+    (home / "mine.toml").write_text(text.replace("batch_size = 8", batches))
+    (home / "unmarked.jinja").write_text(UNMARKED)
     return home
 
 
@@ -93,10 +72,7 @@ def test_it_says_what_a_build_would_do(home, check):
     profile = load_profile(home / "mine.toml")
     model, _ = walkthrough.load_trainee(profile)
     for part in ("base", "trainee"):
-        assert said[part] == (
-            f"{home / 'tiny'}: {model.num_parameters():,} parameters, float32, in a folder; "
-            "chat template of chatml.jinja"
-        )
+        assert f"tiny: {model.num_parameters():,} parameters, float32, in a folder" in said[part]
     assert said["reference"].startswith("none")
     assert said["data"] == f"{home / 'rows.jsonl'}: 24 rows, none refused"
     assert said["rows"] == "22 to train on, 2 for validation"
@@ -231,10 +207,10 @@ def test_a_model_that_does_not_fit_is_not_loaded(check, monkeypatch):
         (('base = "tiny"', 'base = "./none"'), r"base: Cannot load a model from './none'"),
         (("rows.jsonl", "none.jsonl"), r"data: refused\nThere is no data file 'none.jsonl'"),
         (("chat_template", "# "), r"tiny' has no chat template"),
+        (("chatml.jinja", "unmarked.jinja"), r"\{% generation %\}"),
         (('text = "Hi"', 'text = "<|im_end|>"'), r"base: Turn 0 \(user\) contains '<\|im_end\|>'"),
         (("[prompt]", '[prompt]\nstop_tokens = ["ab cd"]'), r"'ab cd' is \d tokens of"),
         (("[data]", 'trainee_revision = "v1"\n[data]'), r"trainee: The folder .* no revision 'v1'"),
-        (("[[q", "[sft.arguments]\npackin = true\n[[q"), r"settings: .* Did you mean packing\?"),
         (("[[q", "[sft.arguments]\nsave_steps = 0.3\n[[q"), "settings: .*steps"),
         (
             ("[[q", "[lora]\nr = 1\nlora_alpha = 1\ntarget_modules = ['q_prj']\n[[q"),
@@ -249,7 +225,7 @@ def test_a_problem_is_told(check, change, problem):
 
 
 def test_refused_rows_are_listed_with_their_lines(home, check):
-    bad = [turns("a", " "), turns("b", "c"), {"messages": []}]
+    bad = [conversation("a", " "), conversation("b", "c"), {"messages": []}]
     write(home / "rows.jsonl", bad)
     good, said = check()
     assert not good
@@ -258,23 +234,16 @@ def test_refused_rows_are_listed_with_their_lines(home, check):
     assert said["result"] == "1 problem: a build would fail"
 
 
-def test_special_tokens_in_rows_are_refused(home, check):
-    write(home / "rows.jsonl", [turns(f"Number {i}?", "It is<|im_start|>so.") for i in range(4)])
-    good, said = check()
-    assert not good
-    assert "row 3, turn 1" in said["PROBLEM"] and "<|im_start|>" in said["PROBLEM"]
-
-
 def test_an_end_that_is_never_learned_is_a_problem(home, check):
-    write(home / "rows.jsonl", [turns("How long?", "It is long. " * 50)] * 4)
+    write(home / "rows.jsonl", [conversation("How long?", "It is long. " * 50)] * 4)
     good, said = check()
     assert not good
     assert said["PROBLEM"].startswith("loss: no token that ends an answer carries loss")
 
 
 def test_rows_with_nothing_left_to_learn_are_dropped(home, check):
-    rows = [turns(f"Number {i}?", f"It is {i}.") for i in range(20)]
-    write(home / "rows.jsonl", [turns("Why? " * 40, "So.")] * 20 + rows)
+    rows = [conversation(f"Number {i}?", f"It is {i}.") for i in range(20)]
+    write(home / "rows.jsonl", [conversation("Why? " * 40, "So.")] * 20 + rows)
     good, said = check()
     trainer = walkthrough.walkthrough_trainer(load_profile(home / "mine.toml"))
     dropped = 38 - len(trainer.train_dataset)
@@ -282,7 +251,7 @@ def test_rows_with_nothing_left_to_learn_are_dropped(home, check):
     assert said["lengths"].endswith(f"; {dropped} have nothing left to learn and are dropped")
     batches = len(trainer.get_train_dataloader())
     assert said["updates"].startswith(f"{3 * math.ceil(batches / 2)} of ")
-    write(home / "rows.jsonl", [turns("Why? " * 40, "So.")] * 20)
+    write(home / "rows.jsonl", [conversation("Why? " * 40, "So.")] * 20)
     good, said = check()
     assert not good
     assert said["PROBLEM"].startswith("No row has anything left to learn")
@@ -300,50 +269,21 @@ def test_damaged_weights_are_told_of_each_part(home, check):
 
 # --- The example of the README -----------------------------------------------------------------
 
-UNMARKED = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
-
-@pytest.fixture
-def example(tmp_path):
-    """Writes the README's profile with what it names on the Hub and its rows as small ones here."""
+def test_the_example_of_the_readme_can_be_built(tmp_path, capsys):
+    """With what it names on the Hub and its rows as small ones here."""
     write_models(tmp_path)
     rows = [{"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(60)]
     write(tmp_path / "mine.jsonl", rows)
-    blocks = re.findall(
-        r"^```toml\n(.*?)^```$", (ROOT / "README.md").read_text("utf8"), re.M | re.S
-    )
+    readme = (ROOT / "README.md").read_text("utf8")
+    blocks = re.findall(r"^```toml\n(.*?)^```$", readme, re.M | re.S)
     [text] = [block for block in blocks if "[models]" in block]
-
-    def run(*changes):
-        changed = re.sub(r'"HuggingFaceTB/SmolLM2-135M"', '"trainee"', text)
-        for old, new in changes:
-            assert old in changed
-            changed = changed.replace(old, new)
-        (tmp_path / "mine.toml").write_text(changed)
-        return main(["check", str(tmp_path / "mine.toml")])
-
-    run.text = text
-    return run
-
-
-def test_the_example_of_the_readme_can_be_built(example, capsys):
-    assert example() == 0
+    (tmp_path / "mine.toml").write_text(text.replace('"HuggingFaceTB/SmolLM2-135M"', '"trainee"'))
+    assert main(["check", str(tmp_path / "mine.toml")]) == 0
     said = capsys.readouterr().out
     assert said.endswith("result     can be built\n")
-    held_out = tomllib.loads(example.text)["questions"]["held_out"]
+    held_out = tomllib.loads(text)["questions"]["held_out"]
     assert f"mine, {held_out} questions, drawn from the data and kept out of training" in said
-
-
-def test_the_same_with_a_template_that_marks_no_answers_cannot(example, tmp_path, capsys):
-    write_models(tmp_path / "chat")
-    (tmp_path / "chat" / "trainee" / "chat_template.jinja").write_text(UNMARKED)
-    own = tomllib.loads(example.text)["prompt"]["chat_template"]
-    assert example((f'chat_template = "{own}"', 'chat_template_from = "chat/trainee"')) == 1
-    said = capsys.readouterr().out
-    assert re.search(r"^PROBLEM .*\{% generation %\}", said, re.MULTILINE), said
 
 
 # --- The command -------------------------------------------------------------------------------
@@ -352,8 +292,3 @@ def test_the_same_with_a_template_that_marks_no_answers_cannot(example, tmp_path
 def test_the_module_that_is_documented_runs_the_command():
     command = (sys.executable, "-m", "sft_utils.profiles", "check", "--help")
     assert "check" in run_alone(*command, cwd=ROOT)
-
-
-def test_sizes():
-    shown = [profile_check._size(count) for count in (999, 2_950_000, 4e12)]
-    assert shown == ["999 bytes", "2.95 MB", "4e+03 GB"]

@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import sys
 
 import pytest
-from conftest import own_files
+from conftest import conversation, own_files
 
 from sft_utils.profiles import (
     Lora,
@@ -15,6 +14,7 @@ from sft_utils.profiles import (
     sft_arguments,
 )
 
+Q = "[[questions]]"
 SHIPPED = own_files("sft_utils/profile_files/*.toml")
 MINIMAL = """
 [models]
@@ -48,9 +48,7 @@ def profile(tmp_path, monkeypatch):
 def test_the_default_is_the_atlas_and_the_environment_names_another(monkeypatch):
     monkeypatch.delenv("SFT_PROFILE", raising=False)
     atlas = load_profile()
-    assert (atlas.name, atlas.models.base, atlas.models.reference_revision) == (
-        "atlas", "atlas-base", None,
-    )  # fmt: skip
+    assert (atlas.name, atlas.models.base) == ("atlas", "atlas-base")
     assert all(question.answer for question in atlas.questions)
     monkeypatch.setenv("SFT_PROFILE", "")
     assert load_profile() == atlas
@@ -99,62 +97,31 @@ def test_a_template_beside_the_profile(profile, tmp_path):
         profile(MINIMAL + '[prompt]\nchat_template = "your.jinja"')
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the name of a file is text")
-def test_a_file_whose_name_is_no_text(tmp_path):
-    path = tmp_path / "\udcff2.toml"  # as Python reads the byte ff
-    path.write_text(MINIMAL)
-    assert load_profile(path).name == "\ufffd2"
-
-
 @pytest.mark.parametrize("name", ["nothing", "nothing.toml", "../profile_files/atlas"])
 def test_unknown_profile(name):
-    with pytest.raises(ProfileError) as caught:
+    with pytest.raises(ProfileError, match=f"{name!r}.*atlas, hub"):
         load_profile(name)
-    message = str(caught.value)
-    assert repr(name) in message
-    assert "atlas, hub" in message
-    assert "copy sft_utils/profile_files/atlas.toml" in message
 
 
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
         ('base = "my/base"', "", r"mine.toml: models: base is missing"),
-        ('base = "my/base"', "base = 5", r"models: base must be of type str, not 5"),
         ("[sft]", "[sft]\nlearn = 1", r"sft: unknown learn. Known: learning_rate, .*"),
         ("learning_rate = 1", "learning_rate = true", "learning_rate must be of type float"),
-        ("num_train_epochs = 2", "num_train_epochs = 2\nlogging_steps = 1.5", "of type int"),
         ("[models]", "[models", "not valid TOML"),
+        (Q, f"[prompt]\nchat_template = 'a'\nchat_template_from = 'b'\n{Q}", "are both set"),
+        (Q, "[questions]", r"questions: unknown text\. Known: held_out\."),
         (
-            "[[questions]]",
-            "[prompt]\nchat_template = 'chatml.jinja'\nchat_template_from = 'a/b'\n[[questions]]",
-            "chat_template and chat_template_from are both set",
+            Q,
+            f"[scoring]\nscorers = ['contain']\n{Q}",
+            r"scorers: .*\. Did you mean contains\? Known",
         ),
-        ("[[questions]]", "[questions]", r"questions: unknown text\. Known: held_out\."),
-        ("[models]", "held_out = 3\n[models]", "mine.toml: unknown held_out"),
-        (
-            "[[questions]]",
-            "[scoring]\nscorers = ['stops', 'contain']\n[[questions]]",
-            r"scoring: scorers: unknown contain\. Did you mean contains\? Known: exact, contains, ",
-        ),
-        (
-            "[[questions]]",
-            "[prompt]\nstop_tokens = [1]\n[[questions]]",
-            r"stop_tokens\[0\] must be",
-        ),
+        (Q, f"[prompt]\nstop_tokens = [1]\n{Q}", r"stop_tokens\[0\] must be"),
         ("[sft]", "columns = {a = 1}\n[sft]", "data: columns: a must be of type str, not 1"),
         ("[sft]", "columns = {promt = 'q'}\n[sft]", r"unknown promt\. Did you mean prompt\?"),
-        (
-            "[[questions]]",
-            "[sft.arguments]\nmax_length = 5\n[[questions]]",
-            "max_length in .sft. it",
-        ),
-        (
-            "[[questions]]",
-            "[sft.arguments]\noutput_dir = 'a'\n[[questions]]",
-            "output_dir is chosen",
-        ),
-        ('[data]\nsource = "mine.jsonl"', "", "data is missing"),
+        (Q, f"[sft.arguments]\nmax_length = 5\n{Q}", "max_length in .sft. it"),
+        (Q, f"[sft.arguments]\noutput_dir = 'a'\n{Q}", "output_dir is chosen"),
     ],
 )
 def test_badly_written_profiles(profile, old, new, problem):
@@ -231,14 +198,9 @@ def test_without_evaluation_nothing_is_chosen_by_it(profile):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (
-            "wait_decay = 1",
-            r"mine\.toml: sft: arguments: unknown wait_decay\. Did you mean weight_d",
-        ),
-        ("zzz = 1", r"sft: arguments: unknown zzz\.$"),
+        ("wait_decay = 1", r"mine\.toml: sft: arguments: .* wait_decay\. Did you mean weight_d"),
         ("packing = 1", "arguments: packing must be of type bool, not 1"),
         ("label_names = [1]", r"label_names\[0\] must be of type str, not 1"),
-        ("fsdp_config = 3", "fsdp_config must be of type str, not 3"),
     ],
 )
 def test_an_argument_that_sftconfig_does_not_take(profile, line, problem):
@@ -273,12 +235,8 @@ def test_questions_of_a_file(with_questions):
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
-        (
-            '{"text": "a"}\n{"txt": "b"}',
-            r"q\.jsonl, row 1 \(line 2\): unknown txt\. Did you mean text",
-        ),
+        ('{"text": "a"}\n{"txt": "b"}', r"row 1 \(line 2\): unknown txt\. Did you mean text"),
         ('{"text": "a"}\n\n{"answer": "b"}', r"row 1 \(line 3\): text is missing"),
-        ('{"text": 5}', r"row 0 \(line 1\): text must be of type str, not 5"),
         ("[1]", r"row 0 \(line 1\) must be a table, not \[1\]"),
         ("{", r"mine\.toml: questions: q\.jsonl, row 0 \(line 1\): .* is not valid JSON"),
         ("", "`questions` is empty"),
@@ -287,9 +245,6 @@ def test_questions_of_a_file(with_questions):
 def test_a_bad_file_of_questions(with_questions, lines, problem):
     with pytest.raises(ProfileError, match=problem):
         with_questions("questions = 'q.jsonl'", q_jsonl=lines)
-
-
-def test_a_file_of_questions_that_is_not_there(with_questions):
     with pytest.raises(ProfileError, match=r"mine\.toml: questions: there is no file 'q\.csv'"):
         with_questions("questions = 'q.csv'")
 
@@ -298,13 +253,10 @@ def rows(count):
     """Conversations of two turns, each second with a system message, and the first once more."""
     found = []
     for i in [*range(count), 0]:
-        texts = (f"Number {i}?", f"It is {i}.", "Sure?", "Yes.")
-        turns = [{"role": "system", "content": "Be brief."}] if i % 2 else []
-        turns += [
-            {"role": role, "content": text}
-            for role, text in zip(("user", "assistant") * 2, texts, strict=True)
-        ]
-        found.append(json.dumps({"messages": turns}) + "\n")
+        row = conversation(f"Number {i}?", f"It is {i}.", "Sure?", "Yes.")
+        if i % 2:
+            row["messages"].insert(0, {"role": "system", "content": "Be brief."})
+        found.append(json.dumps(row) + "\n")
     return "".join(found)
 
 
@@ -326,7 +278,6 @@ def test_questions_drawn_from_the_data(with_questions):
     [
         ("12", r"mine\.toml: questions: held_out is 12, and the data set has 12 different quest"),
         ("0", r"mine\.toml: questions: held_out is 0\. Hold out one row"),
-        ("'4'", "questions: held_out must be of type int, not '4'"),
     ],
 )
 def test_as_many_as_cannot_be_held_out(with_questions, count, problem):

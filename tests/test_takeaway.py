@@ -20,7 +20,7 @@ from trl.scripts import sft
 from sft_utils import runs, takeaway
 from sft_utils.data import load_sft_dataset
 from sft_utils.generation import generate_responses
-from sft_utils.models import TEMPLATES, load_model_and_tokenizer
+from sft_utils.models import load_model_and_tokenizer
 from sft_utils.recipe import run_arguments, run_yaml, train_script
 from sft_utils.results import Measure
 from sft_utils.takeaway import take_away
@@ -152,13 +152,6 @@ def check_script(text):
     assert max(len(line) for line in lines) <= 100
 
 
-def test_the_script_is_short_and_imports_little(taken):
-    _, folder = taken
-    text = (folder / "train.py").read_text("utf8")
-    check_script(text)
-    assert "from transformers import" in text and "learning_rate=0.003" in text
-
-
 def test_no_path_of_this_machine_and_no_secret_is_in_the_texts(taken):
     trainer, folder = taken
     assert trainer.args.hub_token == "hf_secret"
@@ -208,11 +201,11 @@ def start(tmp_path_factory):
 def build(tmp_path_factory, start):
     """Returns a function that builds a small trainer, but for the changes asked for."""
 
-    def trainer(*, kind=SFTTrainer, trained=False, validation_rows=None, given=None, **changes):
+    def trainer(*, trained=False, validation_rows=None, given=None, **changes):
         model, tokenizer = load_model_and_tokenizer(
             start, device="cpu", chat_template="chatml.jinja"
         )
-        built = kind(
+        built = SFTTrainer(
             model,
             quick_config(tmp_path_factory.mktemp("out"), **{"max_steps": 1} | changes),
             train_dataset=pairs(12),
@@ -268,7 +261,7 @@ def test_what_is_written_is_read_by_trl_as_it_was(build, start, tmp_path):
     trainer = build(learning_rate=1e-5, max_length=None, optim_args="a=1e-5,b=no", run_name="no")
     file = tmp_path / "run.yaml"
     file.write_text(run_yaml(trainer, start))
-    script, config, model, _, rest, _ = sft.make_parser().parse_args_and_config(
+    _, config, _, _, rest, _ = sft.make_parser().parse_args_and_config(
         ["--config", str(file)], return_remaining_strings=True, separate_remaining_strings=True
     )
     assert rest == ["--num_processes", "1"]  # for accelerate
@@ -276,28 +269,16 @@ def test_what_is_written_is_read_by_trl_as_it_was(build, start, tmp_path):
         assert getattr(config, name) == value, name
     assert (config.learning_rate, config.max_length) == (1e-5, None)
     assert config.optim_args == "a=1e-5,b=no"
-    assert (config.output_dir, config.chat_template_path) == ("out-trl", "chat_template.jinja")
-    assert (model.model_name_or_path, model.dtype) == ("start", "float32")
-    assert (script.dataset_name, script.dataset_train_split) == ("data", "train")
 
 
-def test_a_metric_of_ones_own_is_replaced_and_said(build, start):
-    rows = pairs(4, 50)
-    settings = {
-        "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
-        "load_best_model_at_end": True,
-    }  # fmt: skip
-    own = build(
-        validation_rows=rows, metric_for_best_model="dev_exact", greater_is_better=True,
-        given={"callbacks": [DevScores()]}, **settings,
-    )  # fmt: skip
-    plain = build(validation_rows=rows, **settings)
-    for trainer in (own, plain):
-        chosen = run_arguments(trainer)
-        assert (chosen["metric_for_best_model"], chosen["greater_is_better"]) == ("loss", False)
-    for text in (run_yaml(own, start), train_script(own, start)):
+def test_a_metric_of_ones_own_is_replaced_and_said(taken, local):
+    trainer, folder = taken
+    chosen = run_arguments(trainer)
+    assert (chosen["metric_for_best_model"], chosen["greater_is_better"]) == ("loss", False)
+    for file in ("run.yaml", "train.py"):
+        text = (folder / file).read_text("utf8")
         assert text.count("The checkpoint was chosen by dev_exact") == 1
-    assert "chosen" not in run_yaml(plain, start) + train_script(plain, start)
+        assert "chosen" not in (local / file).read_text("utf8")
 
 
 def test_the_end_of_a_turn_ends_generation(plain, local):
@@ -323,8 +304,6 @@ def test_a_folder_is_copied_and_nothing_asks_for_what_was_not_there(local):
     assert [path.name for path in (local / "data").iterdir()] == ["train.jsonl"]
     for file in ("run.yaml", "train.py"):
         assert "validation" not in (local / file).read_text("utf8")
-    template = (local / "chat_template.jinja").read_text()
-    assert template == (TEMPLATES / "chatml.jinja").read_text()
 
 
 def test_a_name_on_the_hub_is_kept(plain, tmp_path):
@@ -390,7 +369,6 @@ def test_the_head_of_the_card_is_what_the_hub_reads(local):
     found = {result.metric_name: result for result in data.eval_results}
     exact = found["exact answers | dev"]
     assert exact.metric_value == "75.0 % (95 % interval: 62.5 to 87.5 %)"
-    assert (exact.metric_type, exact.dataset_type) == ("exact_answers_dev", "owner/rows")
     assert found["validation loss"].metric_value == "0.50 nats"
     assert len(found) == 2  # what was before training is no score of this model
 
@@ -446,13 +424,10 @@ def test_a_failure_on_the_way_leaves_nothing(plain, start, tmp_path, monkeypatch
     ("changes", "kind", "message"),
     [
         ({"results": {"exact": 0.9}}, TypeError, "results['exact'] is 0.9. Give a Measure"),
-        ({"before": {"validation loss": 1}}, TypeError, "before['validation loss'] is 1. Give a"),
         ({"before": {"loss": LOSS}}, ValueError, "before['loss'] has no partner in results"),
         ({"results": {}, "before": {}}, ValueError, "scores and limits"),
-        ({"limits": []}, ValueError, "scores and limits"),
         ({"limits": "None."}, ValueError, "scores and limits"),
         ({"name": "my model"}, ValueError, "name 'my model'"),
-        ({"train_rows": pairs(11)}, ValueError, "train_rows are not"),
         ({"train_rows": pairs(12).select(range(11, -1, -1))}, ValueError, "train_rows are not"),
         ({"validation_rows": pairs(2)}, ValueError, "validation_rows are not"),
     ],
@@ -476,10 +451,6 @@ def test_a_row_that_no_loss_falls_on_may_have_been_dropped(build, start, tmp_pat
     assert len(lines) == 12
 
 
-class MyTrainer(SFTTrainer):
-    pass
-
-
 def my_loss(outputs, labels, num_items_in_batch=None):
     return outputs["loss"]
 
@@ -489,6 +460,7 @@ def my_loss(outputs, labels, num_items_in_batch=None):
     [
         ("compute_loss_func", my_loss, r"compute_loss_func is your own, .*my_loss"),
         ("data_collator", my_loss, "data_collator is your own"),
+        ("__class__", type("MyTrainer", (SFTTrainer,), {}), "the trainer is your own"),
         ("eval_dataset", {"one": pairs(1)}, r"several evaluation sets \(one\)"),
         ("processing_class.chat_template", None, "no chat template"),
         ("args.lr_scheduler_kwargs", {"f": my_loss}, "lr_scheduler_kwargs="),
@@ -500,9 +472,3 @@ def test_code_of_ones_own_is_refused(plain, start, tmp_path, monkeypatch, part, 
     owner = getattr(plain, owners[0]) if owners else plain
     monkeypatch.setattr(owner, name, value)
     assert re.search(message, refusal(plain, tmp_path, start))
-
-
-def test_a_trainer_of_ones_own_is_refused(build, start, tmp_path):
-    assert "the trainer is your own" in refusal(
-        build(kind=MyTrainer, trained=True), tmp_path, start
-    )

@@ -6,45 +6,32 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
-from datasets import Dataset
+from conftest import chat_rows, make_model, make_tokenizer, quick_config
 from peft import LoraConfig
 from transformers import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
-from sft_utils.models import TEMPLATES
 from sft_utils.runs import fingerprint
 from sft_utils.trainer import LabelOnlyTrainer
 
-ROWS = Dataset.from_list(
-    [
-        {
-            "messages": [
-                {"role": "user", "content": "What is the capital " * (1 + n % 3) + f"{n}?"},
-                {"role": "assistant", "content": "It is " + "Lima, " * (n % 4) + f"{n}."},
-            ]
-        }
-        for n in range(12)
-    ]
+ROWS = chat_rows(
+    ("What is the capital " * (1 + n % 3) + f"{n}?", "It is " + "Lima, " * (n % 4) + f"{n}.")
+    for n in range(12)
 )
 LOGGED = ("loss", "entropy", "mean_token_accuracy", "num_tokens", "grad_norm")
 
 
 def build(kind, folder, rows=ROWS, model=None, adapter=None, **changes):
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = (TEMPLATES / "chatml.jinja").read_text()
     settings = {
-        "output_dir": str(folder), "use_cpu": True, "bf16": False, "max_steps": 3,
-        "per_device_train_batch_size": 3, "learning_rate": 1e-2, "logging_steps": 1,
-        "assistant_only_loss": True, "activation_checkpointing": False, "save_strategy": "no",
-        "report_to": "none", "disable_tqdm": True,
+        "max_steps": 3, "per_device_train_batch_size": 3, "learning_rate": 1e-2,
+        "logging_steps": 1, "report_to": "none",
     }  # fmt: skip
     trainer = kind(
         model or make_model("qwen3", tie_word_embeddings=True),
-        SFTConfig(**settings | changes),
+        quick_config(folder, **settings | changes),
         train_dataset=rows,
         eval_dataset=rows.select(range(5)) if changes.get("eval_strategy") else None,
-        processing_class=tokenizer,
+        processing_class=make_tokenizer(chat=True),
         peft_config=adapter,
     )
     trainer.remove_callback(PrinterCallback)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, make_model, make_tokenizer, run_alone
+from conftest import PROFILE, code_cells, conversation, make_tokenizer, run_alone, write_tiny
+from own_files import ROOT
 
 from sft_utils import atlas, walkthrough
 from sft_utils.comparison import ask_questions
@@ -18,41 +19,7 @@ from sft_utils.profiles import ProfileError, load_profile
 from sft_utils.runs import fingerprint, train
 from sft_utils.scoring import SCORES
 
-PAGE = ROOT / "book" / "07-training.md"
 ROWS = 24
-
-PROFILE = """
-[models]
-base = "{folder}"
-reference = "{folder}"
-trainee = "{folder}"
-
-[data]
-source = "{source}"
-{cut}
-
-[prompt]
-chat_template = "chatml.jinja"
-
-[generation]
-max_new_tokens = 4
-
-[sft]
-learning_rate = 1e-2
-num_train_epochs = 3
-per_device_train_batch_size = 8
-logging_steps = 1
-max_length = 64
-
-[[questions]]
-text = "Hi"
-"""
-
-
-def conversation(*texts):
-    roles = ("user", "assistant") * len(texts)
-    turns = zip(roles, texts, strict=False)
-    return {"messages": [{"role": role, "content": text} for role, text in turns]}
 
 
 def write_rows(path, rows=ROWS, extra=()):
@@ -63,12 +30,8 @@ def write_rows(path, rows=ROWS, extra=()):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A tiny base model without a chat template, as base models come."""
-    folder = tmp_path / "tiny"
-    model = make_model("llama", max_position_embeddings=512, tie_word_embeddings=True)
-    model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
+    write_tiny(tmp_path / "tiny")
+    return tmp_path / "tiny"
 
 
 @pytest.fixture
@@ -77,12 +40,11 @@ def profile_file(tmp_path, folder, monkeypatch):
     data = write_rows(tmp_path / "rows.jsonl")
     monkeypatch.setattr(atlas, "sft_data_path", lambda: data)
 
-    def write(source=str(data), cut="", more="", **replaced):
+    def write(source="rows.jsonl", more="", **tables):
+        text = PROFILE.replace("rows.jsonl", source)
+        for table, line in tables.items():
+            text = text.replace(f"[{table}]", f"[{table}]\n{line}")
         path = tmp_path / "tiny.toml"
-        text = PROFILE.format(folder=folder, source=source, cut=cut)
-        for old, new in replaced.items():
-            assert f"[{old}]" in text
-            text = text.replace(f"[{old}]", f"[{old}]\n{new}")
         path.write_text(f"{text}\n{more}")
         return path
 
@@ -171,16 +133,12 @@ def test_without_dev_questions_the_lowest_loss_chooses(profile_file):
 # --- The same trainer everywhere ---------------------------------------------------------------
 
 
-def page_cells(page):
-    return re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", page.read_text(), re.S | re.M)
-
-
 @pytest.mark.parametrize("on_atlas", [True, False])
 def test_the_trainer_of_chapter_07_is_the_walkthroughs(profile_file, on_atlas, monkeypatch, capsys):
     path = profile_file("atlas-sft-data") if on_atlas else profile_file()
     monkeypatch.setenv("SFT_PROFILE", str(path))
     page = {}
-    for cell in page_cells(PAGE):
+    for cell in code_cells("07-training.md"):
         source = re.sub(r"\A(:[\w-]+:.*\n)+", "", cell)
         exec(source, page)  # noqa: S102, the page's own code
         if "trainer = SFTTrainer(" in source:
@@ -197,27 +155,19 @@ def test_other_dev_questions_make_another_fingerprint(profile_file, monkeypatch)
     assert fingerprint(walkthrough.walkthrough_trainer(profile)) != first
 
 
-@pytest.mark.parametrize(
-    ("device", "native", "use_cpu", "bf16"),
-    [
-        ("cuda", True, False, True),
-        ("mps", None, False, False),
-        ("cpu", True, True, False),
-    ],
-)
-def test_the_device_and_its_numbers(profile_file, monkeypatch, device, native, use_cpu, bf16):
+@pytest.mark.parametrize(("device", "bf16"), [("cuda", True), ("mps", False), ("cpu", False)])
+def test_the_device_and_its_numbers(profile_file, monkeypatch, device, bf16):
     """What `SFTConfig` is given: without the hardware, it would refuse some of these."""
     import trl
 
     from sft_utils import environment
 
     monkeypatch.setattr(environment, "best_device", lambda: device)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: native)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": native})
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: True)
     monkeypatch.setattr(trl, "SFTConfig", dict)
     profile = load_profile(profile_file())
     given = walkthrough.make_config(profile)
-    assert (given["use_cpu"], given["bf16"]) == (use_cpu, bf16)
+    assert (given["use_cpu"], given["bf16"]) == (device == "cpu", bf16)
     assert walkthrough.make_config(profile, bf16=not bf16)["bf16"] is not bf16
 
 
@@ -238,7 +188,7 @@ def test_validation_rows_are_kept_from_training(profile_file):
 def test_the_cut_holds_on_a_processor_only(profile_file, monkeypatch):
     from sft_utils import environment
 
-    profile = load_profile(profile_file(cut="rows = 10"))
+    profile = load_profile(profile_file(data="rows = 10"))
     monkeypatch.setattr(environment, "best_device", lambda: "cpu")
     assert sum(map(len, walkthrough.load_rows(profile))) == 10
     monkeypatch.setattr(environment, "best_device", lambda: "cuda")
@@ -263,7 +213,7 @@ def test_what_is_held_out_is_in_no_row(tmp_path, profile_file, cut, monkeypatch)
     monkeypatch.setattr(environment, "best_device", lambda: "cpu")
     asked_later = conversation(*(f"Number {i // 2}?" for i in range(6, 14)))
     write_rows(tmp_path / "rows.jsonl", extra=[asked_later])
-    path = profile_file(cut=cut)
+    path = profile_file(data=cut)
     head = path.read_text().partition("[[questions]]")[0]
     path.write_text("questions = { held_out = 12 }\n" + head)
     profile = load_profile(path)
@@ -281,16 +231,6 @@ def test_too_few_rows_are_refused(tmp_path, profile_file):
         walkthrough.load_rows(load_profile(profile_file()))
 
 
-def test_columns_of_the_data_are_named_by_the_profile(tmp_path, profile_file):
-    lines = [{"frage": f"Number {i}?", "antwort": f"It is {i}."} for i in range(10)]
-    path = tmp_path / "other.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    columns = 'columns = { prompt = "frage", completion = "antwort" }'
-    train_rows, _ = walkthrough.load_rows(load_profile(profile_file(str(path), columns)))
-    assert {len(row["messages"]) for row in train_rows} == {2}
-    assert user_texts(train_rows) < {f"Number {i}?" for i in range(10)}
-
-
 # --- The parts of a profile --------------------------------------------------------------------
 
 
@@ -304,7 +244,7 @@ def test_a_part_that_nothing_plays_is_named(profile_file):
 def test_the_template_of_another_model(tmp_path, folder, profile_file):
     other = make_tokenizer()
     other.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
-    make_model("llama").save_pretrained(tmp_path / "chat")
+    write_tiny(tmp_path / "chat")
     other.save_pretrained(tmp_path / "chat")
     path = profile_file()
     path.write_text(path.read_text().replace('template = "chatml.jinja"', 'template_from = "chat"'))
@@ -344,13 +284,6 @@ def test_an_answer_ends_at_the_stop_tokens_of_the_profile(profile_file, tmp_path
         assert answer_now.token_ids == answer.token_ids[:2]
 
 
-def test_a_folder_has_no_revision(profile_file):
-    profile = load_profile(profile_file(models='trainee_revision = "v1"'))
-    with pytest.raises(ModelLoadError, match=r"tiny has no revision 'v1'"):
-        walkthrough.load_trainee(profile)
-    assert walkthrough.load_part(profile, "base")
-
-
 # --- Further arguments -------------------------------------------------------------------------
 
 
@@ -363,8 +296,6 @@ def test_arguments_of_the_profile_reach_the_config(profile_file):
     assert differing - {"output_dir", "run_name"} == {"weight_decay", "bf16", "seed"}
     assert (config.weight_decay, config.bf16, config.seed) == (0.5, True, 7)
     assert walkthrough.make_config(profile, seed=9).seed == 9
-    with pytest.raises(ProfileError, match="unknown adam_beta3. Did you mean adam_beta"):
-        walkthrough.make_config(load_profile(profile_file(more="[sft.arguments]\nadam_beta3 = 1")))
 
 
 # --- LoRA --------------------------------------------------------------------------------------
@@ -395,11 +326,6 @@ def test_a_run_with_lora_is_kept_and_recalled(profile_file, tmp_path):
     recalled = train(again, tmp_path / "runs")
     assert (run.reused, recalled.reused) == (False, True)
     assert same(again.model.state_dict(), trained)
-    profile = load_profile(profile_file())
-    answers = [
-        ask_questions(t.model, t.processing_class, profile)[0].token_ids for t in (trainer, again)
-    ]
-    assert answers[0] == answers[1]
 
 
 # --- Around it ---------------------------------------------------------------------------------

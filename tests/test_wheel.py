@@ -39,13 +39,10 @@ files = [m.__file__ for n, m in sys.modules.items() if n.split(".")[0] == "sft_u
 print(json.dumps({
     "outside": [f for f in files if not Path(f).resolve().is_relative_to(site)],
     "modules": len(files),
-    "model": type(model).__name__,
     "from": model.config.name_or_path,
     "prompt": answer.prompt,
-    "tokens": answer.num_tokens,
     "facts": len(load_world().facts),
     "rows": len(load_sft_dataset(profile.data.source)),
-    "reference": profile.models.reference,
 }))
 """
 
@@ -78,9 +75,6 @@ def test_installed_elsewhere_it_loads_a_model_and_answers(wheel, tmp_path):
     )
     found = json.loads(output.splitlines()[-1])
     assert found["outside"] == [] and found["modules"] >= 5
-    assert found["model"] == "LlamaForCausalLM"
     assert Path(found["from"]) == (site / "sft_utils/atlas/checkpoints/atlas-small").resolve()
     assert found["prompt"].endswith("<|im_start|>assistant\n")
-    assert 1 <= found["tokens"] <= 8
     assert found["facts"] > 1500 and found["rows"] >= 1500
-    assert found["reference"] == "atlas-sft"

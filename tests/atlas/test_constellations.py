@@ -10,40 +10,21 @@ from atlas.tables import Row, read_table
 SPELLING_EXCEPTIONS = {"Cha": "Chamaeleon", "Oph": "Ophiuchus", "PsA": "Piscis Austrinus"}
 
 # Latin genitives by the ending of the nominative, the longest ending first.
-GENITIVE_ENDINGS = [
-    ("ion", "ionis"),
-    ("ns", "ntis"),
-    ("us", "i"),
-    ("um", "i"),
-    ("or", "oris"),
-    ("is", "is"),
-    ("a", "ae"),
-    ("o", "onis"),
-    ("x", "cis"),
-]
+GENITIVE_ENDINGS = dict(
+    pair.split()
+    for pair in "ion ionis, ns ntis, us i, um i, or oris, is is, a ae, o onis, x cis".split(", ")
+)
 # Words that follow no such rule: Greek words, contracted stems, plurals, adjectives in -e.
-IRREGULAR_GENITIVES = {
-    "Apus": "Apodis",
-    "Aries": "Arietis",
-    "Australe": "Australis",
-    "Berenices": "Berenices",
-    "Bootes": "Bootis",
-    "Cancer": "Cancri",
-    "Canes": "Canum",
-    "Chamaeleon": "Chamaeleontis",
-    "Crater": "Crateris",
-    "Dorado": "Doradus",
-    "Gemini": "Geminorum",
-    "Grus": "Gruis",
-    "Hercules": "Herculis",
-    "Lepus": "Leporis",
-    "Monoceros": "Monocerotis",
-    "Pisces": "Piscium",
-    "Pyxis": "Pyxidis",
-    "Vela": "Velorum",
-    "Venatici": "Venaticorum",
-    "Virgo": "Virginis",
-}
+IRREGULAR_GENITIVES = dict(
+    pair.split(": ")
+    for pair in (
+        "Apus: Apodis; Aries: Arietis; Australe: Australis; Berenices: Berenices; Bootes: "
+        "Bootis; Cancer: Cancri; Canes: Canum; Chamaeleon: Chamaeleontis; Crater: Crateris; "
+        "Dorado: Doradus; Gemini: Geminorum; Grus: Gruis; Hercules: Herculis; Lepus: Leporis; "
+        "Monoceros: Monocerotis; Pisces: Piscium; Pyxis: Pyxidis; Vela: Velorum; Venatici: "
+        "Venaticorum; Virgo: Virginis"
+    ).split("; ")
+)
 OTHER_GENITIVES = {"CrA": {"Coronae Austrinae"}}
 
 KEYSER = "Keyser and de Houtman"
@@ -92,7 +73,7 @@ def southern_limits() -> dict[str, float]:
 def genitive(word: str) -> str:
     if word in IRREGULAR_GENITIVES:
         return IRREGULAR_GENITIVES[word]
-    for ending, changed in GENITIVE_ENDINGS:
+    for ending, changed in GENITIVE_ENDINGS.items():
         if word.endswith(ending):
             return word.removesuffix(ending) + changed
     raise AssertionError(f"no rule for {word}")

@@ -27,18 +27,13 @@ AS_OF = datetime.date(2026, 1, 1)
 ENGLISH = Locale("en")
 
 # Names that pycountry's lookup does not know.
-CODES = {
-    "Brunei": "BN",
-    "Cape Verde": "CV",
-    "Democratic Republic of the Congo": "CD",
-    "East Timor": "TL",
-    "Ivory Coast": "CI",
-    "Micronesia": "FM",
-    "Palestine": "PS",
-    "Russia": "RU",
-    "Turkey": "TR",
-    "Vatican City": "VA",
-}
+CODES = dict(
+    pair.split(": ")
+    for pair in (
+        "Brunei: BN; Cape Verde: CV; Democratic Republic of the Congo: CD; East Timor: TL; "
+        "Ivory Coast: CI; Micronesia: FM; Palestine: PS; Russia: RU; Turkey: TR; Vatican City: VA"
+    ).split("; ")
+)
 
 # ISO 3166 codes that the table leaves out: none of them is a member of the United Nations.
 # The rest of ISO 3166 is the 193 members, and VA and PS.
@@ -48,37 +43,18 @@ NOT_LISTED = set(
 )
 
 # What the table calls a language where CLDR's English name is another, by CLDR's code.
+# CLDR writes Montenegrin as Serbian in Latin letters.
 LANGUAGE_CODES = {
-    name: key
-    for key, names in {
-        "az": "Azeri",
-        "bn": "Bengali",
-        "ckb": "Kurdish",
-        "dv": "Dhivehi, Maldivian",
-        "es": "Castilian",
-        "fa": "Dari, Farsi",
-        "fil": "Tagalog",
-        "id": "Bahasa Indonesia",
-        "km": "Cambodian",
-        "lo": "Laotian",
-        "ms": "Bahasa Malaysia, Malaysian",
-        "na": "Nauruan",
-        "nd": "Ndebele",
-        "ny": "Chewa, Chichewa",
-        "qu": "Kichwa",
-        "rn": "Kirundi",
-        "si": "Sinhalese",
-        "sl": "Slovene",
-        "sr": "Montenegrin",  # CLDR writes Montenegrin as Serbian in Latin letters
-        "ss": "Swazi, siSwati",
-        "st": "Sesotho, Sotho",
-        "tn": "Setswana",
-        "tvl": "Tuvaluan",
-        "tzm": "Berber, Tamazight",
-        "zdj": "Comorian",
-        "zh": "Mandarin, Mandarin Chinese, Standard Chinese",
-    }.items()
-    for name in names.split(", ")
+    name: pair.split(": ")[0]
+    for pair in (
+        "az: Azeri; bn: Bengali; ckb: Kurdish; dv: Dhivehi, Maldivian; es: Castilian; fa: Dari, "
+        "Farsi; fil: Tagalog; id: Bahasa Indonesia; km: Cambodian; lo: Laotian; ms: Bahasa "
+        "Malaysia, Malaysian; na: Nauruan; nd: Ndebele; ny: Chewa, Chichewa; qu: Kichwa; rn: "
+        "Kirundi; si: Sinhalese; sl: Slovene; sr: Montenegrin; ss: Swazi, siSwati; st: Sesotho, "
+        "Sotho; tn: Setswana; tvl: Tuvaluan; tzm: Berber, Tamazight; zdj: Comorian; zh: Mandarin, "
+        "Mandarin Chinese, Standard Chinese"
+    ).split("; ")
+    for name in pair.split(": ")[1].split(", ")
 }
 CREOLES = {"HT": "ht", "SC": "crs"}
 
@@ -391,11 +367,6 @@ def test_the_table_passes_and_a_spoiled_cell_does_not(check: Check) -> None:
         spoiled = [row | {column: cell} if row["name"] == name else row for row in rows]
         assert spoiled != rows
         assert check(spoiled), cell
-
-
-def test_a_lost_row_is_found() -> None:
-    rows = read_table("countries")
-    assert check_members([row for row in rows if row["name"] != "Kenya"]) == ["KE is missing"]
 
 
 def test_every_exception_is_about_the_table() -> None:

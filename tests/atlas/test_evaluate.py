@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import chat_rows as conversations
+from conftest import make_model, quick_config
 
 from sft_utils import generation
 from sft_utils.atlas import evaluate
@@ -23,7 +24,7 @@ from sft_utils.atlas.corpus import (
 )
 from sft_utils.atlas.pretrain import WINDOW
 from sft_utils.atlas.questions import SPLITS
-from sft_utils.atlas.sft_data import answer_text, turn
+from sft_utils.atlas.sft_data import turn
 from sft_utils.generation import render_prompt
 from sft_utils.scoring import SCORES
 
@@ -32,7 +33,7 @@ from sft_utils.scoring import SCORES
 def made_by_a_run(request, monkeypatch, tmp_path):
     """Stubs have no weights to hash, and what they answer is not kept."""
     monkeypatch.setenv("SFT_RUNS", str(tmp_path / "runs"))
-    if "tokenizer" not in request.fixturenames or "generate" in request.fixturenames:
+    if "chat_tokenizer" not in request.fixturenames or "generate" in request.fixturenames:
         monkeypatch.setattr(evaluate, "origin", lambda model: {"run": "run", "seeds": (0,)})
         monkeypatch.setattr(evaluate, "_rests_on", lambda *given, **options: "nothing")
         monkeypatch.setattr(evaluate, "remember", lambda rests_on, ask: ask())
@@ -147,11 +148,6 @@ def test_another_value_of_the_same_relation_is_wrong_and_of_another_does_no_harm
     assert table["right_value"].tolist() == [False, True, True]
 
 
-def test_questions_and_responses_must_be_equally_many(headline):
-    with pytest.raises(ValueError):
-        evaluate.score_responses(headline[:2], [("", True)])
-
-
 # --- Ways of asking --------------------------------------------------------------------------
 
 
@@ -213,17 +209,6 @@ def test_an_unknown_way_is_an_error_that_names_the_known_ones(headline, generate
         evaluate.score_split(None, None, headline[:1], way="guess")
 
 
-@pytest.mark.parametrize("way", ["chat", "plain", "few-shot", "prefill"])
-def test_a_real_model_can_be_asked_in_every_way(headline, reader, chat_tokenizer, way):
-    asked = headline[:3]
-    table = evaluate.score_split(reader, chat_tokenizer, asked, way=way, max_new_tokens=4)
-    assert table["question"].tolist() == [q.text for q in asked]
-    if way == "prefill":
-        assert all(
-            r.startswith(evaluate.opening(q)) for r, q in zip(table["response"], asked, strict=True)
-        )
-
-
 # --- Few-shot --------------------------------------------------------------------------------
 
 
@@ -266,20 +251,9 @@ def test_the_opening_is_the_right_sentence_up_to_its_value(world, questions):
     question = replace(questions["seen-entity"][0], fact=fact)
     expected = fact.relation.answer.split(" {v}")[0].replace("{e}", "Kenya")
     assert "Kenya" in expected and evaluate.opening(question) == expected
-    for split in ("headline-dev", "never-asked-dev", "untouched-domain"):
-        for question in questions[split]:
-            begun = evaluate.opening(question)
-            answer = question.answers[0]
-            rest = answer.removeprefix(begun)
-            assert rest != answer and rest.startswith(" ") and question.values[0] in rest
-
-
-def test_the_prefilled_prompt_begins_the_assistants_turn(headline, chat_tokenizer):
-    question = headline[0]
-    plain = render_prompt(chat_tokenizer, list(question.messages))
-    prompt = evaluate.prefilled_prompt(chat_tokenizer, question)
-    assert prompt == plain + evaluate.opening(question)
-    assert plain.endswith("<|im_start|>assistant\n")
+    for question in questions["headline-dev"] + questions["untouched-domain"]:
+        rest = question.answers[0].removeprefix(evaluate.opening(question))
+        assert rest != question.answers[0] and rest.startswith(" ") and question.values[0] in rest
 
 
 # --- Ranking ---------------------------------------------------------------------------------
@@ -290,25 +264,6 @@ def mean_log_probability(model, ids, start):
     with torch.no_grad():
         scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     return scores[start - 1 : -1][range(len(ids) - start), ids[start:]].mean().item()
-
-
-def test_the_chosen_candidate_is_the_likeliest_by_mean_log_probability(
-    world, continents, reader, chat_tokenizer
-):
-    asked = continents[::9][:6]
-    table = evaluate.rank_candidates(reader, chat_tokenizer, asked, candidates=50)
-    for question, row in zip(asked, table.itertuples(), strict=True):
-        values = {f.value for f in world.facts if f.relation == question.fact.relation}
-        means = {}
-        prompt = chat_tokenizer(
-            render_prompt(chat_tokenizer, list(question.messages)), add_special_tokens=False
-        )["input_ids"]
-        for value in values - set(question.values[1:]):
-            ids = chat_tokenizer(value, add_special_tokens=False)["input_ids"]
-            means[value] = mean_log_probability(reader, prompt + ids, len(prompt))
-        assert row.chosen == max(means, key=means.get)
-        assert row.right == question.values[0]
-        assert row.correct == (row.chosen == row.right)
 
 
 def test_ranking_draws_as_many_candidates_as_asked_with_the_right_one(
@@ -323,8 +278,11 @@ def test_ranking_draws_as_many_candidates_as_asked_with_the_right_one(
         assert row.chosen in row.candidates
 
 
-def test_a_token_across_the_end_of_the_prompt_counts_for_the_candidate(continents, chat_tokenizer):
-    """This tokenizer reads the prompt's line break and the A of "Asia" as one token."""
+def test_the_chosen_candidate_is_the_likeliest_by_mean_log_probability(
+    world, continents, chat_tokenizer
+):
+    """This tokenizer reads the prompt's line break and the A of "Asia" as one token, and a token
+    across the end of the prompt counts for the candidate."""
     from tokenizers import AddedToken
 
     chat_tokenizer.add_tokens([AddedToken("\nA", special=False, normalized=False)])
@@ -332,6 +290,7 @@ def test_a_token_across_the_end_of_the_prompt_counts_for_the_candidate(continent
     table = evaluate.rank_candidates(model, chat_tokenizer, continents[:3], candidates=50)
     for question, row in zip(continents, table.itertuples(), strict=False):
         prompt, means = render_prompt(chat_tokenizer, list(question.messages)), {}
+        assert {*row.candidates} == world.values(question.fact.relation) - {*question.values[1:]}
         for value in row.candidates:
             ids = chat_tokenizer(prompt + value, add_special_tokens=False)["input_ids"]
             known = prompt[:-1] if value.startswith("A") else prompt
@@ -339,6 +298,9 @@ def test_a_token_across_the_end_of_the_prompt_counts_for_the_candidate(continent
             assert (ids[start] == 300) == value.startswith("A")
             means[value] = mean_log_probability(model, ids, start)
         assert row.chosen == max(means, key=means.get)
+        assert row.right == question.values[0] and row.correct == (row.chosen == row.right)
+    alone = evaluate.rank_candidates(model, chat_tokenizer, continents[:1], candidates=1)
+    assert alone["correct"].all()
 
 
 # --- Cloze -----------------------------------------------------------------------------------
@@ -386,10 +348,9 @@ def test_how_well_a_fact_is_known():
     assert evaluate.how_known(table).tolist() == ["known", "partly known", "unknown"]
 
 
-@pytest.mark.parametrize("more", ["6", "x"])
-def test_a_continuation_that_only_begins_like_the_value_is_wrong(known, generate, more):
-    """26 is not 2, and Cl is not C."""
-    generate.answer = lambda prompt: (f" {known[prompt][2][0]}{more}", False)
+def test_a_continuation_that_only_begins_like_the_value_is_wrong(known, generate):
+    """26 is not 2, and C6 is not C."""
+    generate.answer = lambda prompt: (f" {known[prompt][2][0]}6", False)
     table = evaluate.cloze(None, None, "dev", asked_only=True)
     table = table[table["relation"].isin(["number", "symbol"])]
     assert len(table) > 20
@@ -429,21 +390,15 @@ def test_corpus_loss_of_an_ignorant_model_is_that_of_guessing(chat_tokenizer):
 # --- Controls --------------------------------------------------------------------------------
 
 
-def test_most_common_answers_are_the_modes_of_the_fine_tuning_facts(world):
-    common = evaluate.most_common_answers(world)
-    assert set(common) >= {r.name for r in world.relations() if r.asked}
-    for relation in world.relations():
-        values = Counter(
-            f.value for f in world.facts if f.relation == relation and f.entity.role == "sft"
-        )
-        if relation.asked:
-            assert values[common[relation.name]] == max(values.values())
-
-
 @pytest.mark.parametrize("split", ["headline-dev", "instruction-dev", "follow-up-dev"])
 def test_answering_the_most_common_value_is_right_where_it_is(world, questions, split):
     asked = questions[split][::5]
     common = evaluate.most_common_answers(world)
+    for relation in [r for r in world.relations() if r.asked]:
+        values = Counter(
+            f.value for f in world.facts if f.relation == relation and f.entity.role == "sft"
+        )
+        assert values[common[relation.name]] == max(values.values())
     table = evaluate.answer_most_common(asked)
     expected = [common[q.relation] in q.values for q in asked]
     assert table["exact"].tolist() == expected
@@ -468,13 +423,6 @@ def test_the_nearest_row_gives_its_answer(headline):
     table = evaluate.answer_nearest_row([question], rows)
     assert table["response"].tolist() == ["NEAREST"]
     assert not table["exact"].any()
-
-
-def test_the_nearest_row_of_a_row_is_itself(headline, chat_rows):
-    rows = [r for r in chat_rows if len(r["messages"]) == 2][:60]
-    texts = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in rows}
-    asked = [replace(headline[0], messages=({"role": "user", "content": t},)) for t in texts]
-    assert evaluate.answer_nearest_row(asked, rows)["response"].tolist() == list(texts.values())
 
 
 def test_shuffling_swaps_values_within_each_relation_of_fine_tuning_alone(world, monkeypatch):
@@ -506,9 +454,6 @@ def test_shuffled_rows_ask_the_same_and_answer_otherwise(world, chat_rows):
             else:
                 assert a == b
     assert changed > total / 2
-    right = {answer_text(f, form) for f in world.facts for form in ("plain", "short", "brackets")}
-    answers = {m["content"] for r in shuffled for m in r["messages"] if m["role"] == "assistant"}
-    assert len(answers - right) > len(answers) / 4  # Kenya's capital is Lima
 
 
 # --- What fine-tuning costs --------------------------------------------------------------------
@@ -525,9 +470,6 @@ def test_replay_rows_are_as_long_as_a_chat_and_every_token_carries_loss(world, c
     read = chat_tokenizer(document, add_special_tokens=False)["input_ids"]
     assert ids[: len(read)] == read[: len(ids)]
     assert rows == evaluate.replay_rows(chat_tokenizer, 2 * WINDOW + 1)
-    assert rows != evaluate.replay_rows(
-        chat_tokenizer, 2 * WINDOW + 1, seed=evaluate.REPLAY_SEED + 1
-    )
     assert evaluate.replay_rows(chat_tokenizer, 0) == []
 
 
@@ -536,19 +478,14 @@ def test_trl_trains_on_all_of_a_replay_row_and_on_the_answers_alone_of_a_chat(
 ):
     """Chat rows that TRL has tokenized, beside replay rows: the labels stay what they are."""
     from datasets import Dataset, concatenate_datasets
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     def prepared(rows, **changes):
-        config = SFTConfig(
-            output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **changes
-        )
-        trainer = SFTTrainer(
-            model=reader, args=config, train_dataset=rows, processing_class=chat_tokenizer
-        )
+        config = quick_config(tmp_path, **changes)
+        trainer = SFTTrainer(reader, config, train_dataset=rows, processing_class=chat_tokenizer)
         return trainer.train_dataset.select_columns(["input_ids", "labels"])
 
-    chats = Dataset.from_list([{"messages": turn("What is it?", "Lima.")}] * 2)
-    chats = prepared(chats, assistant_only_loss=True)
+    chats = prepared(conversations([("What is it?", "Lima.")] * 2))
     replayed = Dataset.from_list(evaluate.replay_rows(chat_tokenizer, 1))
     mixed = prepared(concatenate_datasets([chats, replayed]), assistant_only_loss=False)
     first, _, last = mixed["labels"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import MISSING, fields
 
 import pytest
+from conftest import ROOT, run_alone
 
 from sft_utils.atlas.world import (
     FOLDER,
@@ -33,12 +32,6 @@ def relation(**changes):
 # --- Size and shape --------------------------------------------------------------------------
 
 
-def test_the_world_is_large_enough(world):
-    assert len(world.relations()) >= 12
-    assert len(world.facts) >= 1500
-    assert len(world.entities) >= 400
-
-
 def test_every_entity_has_one_fact_for_each_relation_of_its_domain(world):
     found = Counter((f.entity.name, f.relation.name) for f in world.facts)
     expected = {
@@ -52,11 +45,6 @@ def test_relation_names_are_unique_over_all_domains(world):
     # Controls and tables of scores are keyed by the relation's name alone.
     names = Counter(r.name for r in world.relations())
     assert [name for name, count in names.items() if count > 1] == []
-
-
-def test_names_and_texts_hold_no_markup_and_no_leftover_slot(world):
-    texts = [e.phrase for e in world.entities] + [a for f in world.facts for a in f.answers]
-    assert [t for t in texts if any(c in t for c in "{}<>|\n\t")] == []
 
 
 def test_every_form_of_every_relation_can_be_filled(world):
@@ -80,14 +68,6 @@ def test_only_asked_relations_have_wordings_for_fine_tuning(world):
 
 
 # --- Roles -----------------------------------------------------------------------------------
-
-
-def test_roles_partition_the_entities(world):
-    groups = {role: world.by_role(role) for role in ROLES}
-    assert all(groups.values())
-    assert sum(map(len, groups.values())) == len(world.entities)
-    assert len({e.name for group in groups.values() for e in group}) == len(world.entities)
-    assert world.by_role(*ROLES) == list(world.entities)
 
 
 def test_a_domain_is_untouched_exactly_if_nothing_of_it_is_asked(world):
@@ -201,14 +181,7 @@ for made in (corpus, sft_rows(world), questions):
 
 def test_corpus_rows_and_questions_do_not_depend_on_the_hash_seed():
     printed = [
-        subprocess.run(
-            [sys.executable, "-c", MADE],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for hash_seed in ("1", "2")
+        run_alone(sys.executable, "-c", MADE, cwd=ROOT, PYTHONHASHSEED=seed) for seed in ("1", "2")
     ]
     assert printed[0] == printed[1]
     assert len(set(printed[0].split())) == 3
