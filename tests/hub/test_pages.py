@@ -39,7 +39,7 @@ def told(result):
 
 
 def test_the_pages_report_on_the_models_of_the_hub(hub, tmp_path):
-    named = {name: repository.branches["main"] for name, repository in hub.repositories.items()}
+    named = dict(hub.main)
     with closing(on_the_hub(hub, tmp_path)) as runner:
         pages = {page: run(runner, page) for page in REPORT}
     for name, commit in named.items():
