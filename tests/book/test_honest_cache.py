@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections import namedtuple
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
@@ -40,7 +40,7 @@ PACKAGE = {
     "__init__.py": """
         from importlib import import_module
 
-        _EXPORTS = {"add": "sums", "answer": "lookup", "capital": "atlas.world", "glue": "results"}
+        _EXPORTS = {"add": "sums", "answer": "lookup", "glue": "results"}
         __version__ = "1"
         __all__ = ["__version__", *_EXPORTS]
 
@@ -161,13 +161,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@dataclass
-class Build:
-    """What one build did."""
-
-    code: int
-    output: str
-    executed: list[str]
+Build = namedtuple("Build", "code output executed")
 
 
 class Book(SmallBook):
@@ -224,7 +218,7 @@ def new_book(root: Path, pages: dict[str, str]) -> Book:
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Book, Build, Path]:
+def first(tmp_path_factory):
     """A book, its first build, and a copy of the folder after it."""
     folder = tmp_path_factory.mktemp("books")
     book = new_book(folder / "book", PAGES)
@@ -318,18 +312,14 @@ def test_another_profile_and_back(book):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["run2", "qwen3", "my run 2", "½", "a_b*", "<b>", "2026-11-27", "lr=1e-4, 3 epochs. 50 %",
-     "`5`", "{glue:text}`x`", "٣", "atlas"],
-)  # fmt: skip
+    "name", ["a_b*", "<b>", "lr=1e-4, 3 epochs. 50 %", "`5`", "{glue:text}`x`", "atlas"]
+)
 def test_any_file_may_be_a_profile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its name is told on the page, as it is, and no part of it is a number that was typed."""
     monkeypatch.setenv("SFT_PROFILE", f"runs.v2/{name}.toml")
     env = SimpleNamespace(docname="page", honest_cache={"page": {"inputs": {}}})
     app: Any = SimpleNamespace(env=env)
-    document = publish_doctree(
-        "Title\n=====\n\nProse.\n", settings_overrides={"_disable_config": 1}
-    )
+    document = publish_doctree("Title\n=====\n\nProse.\n")
     honest_cache.HonestCache(app).note_profile(app, document)
     assert f"Built with the profile {name}. A dash" in document.astext()
     assert list(typed_numbers.in_prose(document, "", "page.md")) == []
@@ -382,13 +372,19 @@ def test_an_edit_while_a_page_runs_is_not_cached(book):
     assert book.build().executed == ["01"]
 
 
+def wait_for(building, start):
+    """What a build says until a line begins so; the test fails if none does."""
+    said = ""
+    while not (line := building.stdout.readline()).startswith(start):
+        assert line, said
+        said += line
+    return said
+
+
 def test_an_interrupted_build_leaves_nothing_stale(book):
     book.edit("toy/atlas/tables/countries.csv", "Nairobi", "Mombasa")
     building = book.start()
-    assert building.stdout
-    for line in building.stdout:
-        if line.startswith("book/02-lazy.md: executing"):
-            break
+    wait_for(building, "book/02-lazy.md: executing")
     building.kill()
     building.communicate()
     book.edit("toy/atlas/tables/countries.csv", "Mombasa", "Nairobi")
@@ -412,12 +408,10 @@ met"""
 
 @pytest.mark.skipif(page_runs.room() < 2, reason="no room for two kernels")
 def test_pages_of_the_books_own_models_execute_side_by_side(book):
-    for name, number, other in (("01-sums", "01", "02"), ("02-lazy", "02", "01")):
+    for name, number, other, size in (("01-sums", "01", "02", 3), ("02-lazy", "02", "01", 0)):
         meet = MEET.format(own=f"met-{number}", other=f"met-{other}", seconds=120)
-        large = "large = b'1' * 300_000_000" if number == "01" else "small = b'1'"
-        book.write(
-            f"book/{name}.md", page(number, name, large, meet, "import time\ntime.sleep(0.5)")
-        )
+        large = f"large = b'1' * {size}00_000_000"
+        book.write(f"book/{name}.md", page(number, name, large, meet, "time.sleep(0.5)"))
     book.write("book/00-intro.md", "# Intro\n")
     build = book.build()
     assert build.code == 0, build.output
@@ -547,9 +541,7 @@ EVERYTHING = (
         ("from toy import add", "sums"),
         ("from toy.sums import add", "sums"),
         ("import toy.sums as s", "sums"),
-        ("def later():\n    from toy import sums", "sums"),
         ("from toy import answer", "lookup atlas atlas.world"),
-        ("from toy import capital", "atlas atlas.world"),
         ("from toy import shipped", "shipped atlas"),
         ("import importlib\nimportlib.import_module('toy.sums')", "sums"),
         ("open('../toy/atlas/tables/countries.csv')", "EVERYTHING"),
@@ -557,24 +549,16 @@ EVERYTHING = (
         ("run('-m', 'toy.lookup')", "lookup atlas atlas.world"),
         ("import toy.sums", "EVERYTHING"),
         ("from toy import *", "EVERYTHING"),
-        ("from toy import unheard_of", "EVERYTHING"),
         ("from toy import dynamic", "EVERYTHING"),
-        ("__import__(name)", "EVERYTHING"),
         ("%run script.py", "EVERYTHING"),
-        ("run('-c', 'import toy')", "EVERYTHING"),
     ],
 )
 def test_modules_that_a_cell_reaches(toy, tmp_path, code, expected):
     found = page_inputs.inputs([code], tmp_path, toy, None)
-    modules = {
-        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        for name in found
-        if name.endswith(".py")
-    }
-    names = (EVERYTHING if expected and "EVERYTHING" in expected else expected or "").split()
-    assert modules == {f"toy.{name}" for name in names} | (
-        {"toy"} if expected is not None else set()
-    )
+    modules = {name[:-3].removesuffix("/__init__") for name in found if name.endswith(".py")}
+    names = (EVERYTHING if expected == "EVERYTHING" else expected or "").split()
+    reached = {"toy/" + name.replace(".", "/") for name in names}
+    assert modules == reached | ({"toy"} if expected is not None else set())
 
 
 def test_relative_imports_start_from_the_right_package():
@@ -593,24 +577,15 @@ def test_files_named_by_the_profile_are_inputs(toy, tmp_path, monkeypatch):
     assert page_inputs.digest(before) != page_inputs.digest(after)
 
 
-@pytest.mark.parametrize("text", ["~5 km is how many miles?", "a" * 5000, "what is \\u0000?", "**"])
-def test_a_text_of_the_profile_that_is_no_path(
-    toy: page_inputs.Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    monkeypatch.setenv("SFT_PROFILE", "mine.toml")
-    (tmp_path / "mine.toml").write_text(f'text = "{text}"\n')
-    found = page_inputs.inputs([], tmp_path / "book", toy, None)
-    assert {name for name in found if "mine" in name} == {"profile mine.toml"}
-
-
-def test_a_profile_of_the_readers_own_is_an_input(toy, tmp_path, monkeypatch):
+def test_a_profile_of_the_readers_own_is_an_input_whatever_it_says(toy, tmp_path, monkeypatch):
+    """None of its texts is a path, and some look like one."""
     monkeypatch.setenv("SFT_PROFILE", "mine.toml")  # in the root, and the kernel runs in book/
-    states = []
-    for text in ('base = "a"\n', 'base = "b"\n'):
-        (tmp_path / "mine.toml").write_text(text)
+    states = [{}]
+    for text in ("~5 km is how many miles?", "a" * 5000, "what is \\u0000?", "**"):
+        (tmp_path / "mine.toml").write_text(f'text = "{text}"\n')
         states.append(page_inputs.inputs([], tmp_path / "book", toy, None))
-    changed = {name for name in states[1] if states[0][name] != states[1][name]}
-    assert changed == {"profile mine.toml"}
+        assert {name for name in states[-1] if "mine" in name} == {"profile mine.toml"}
+        assert states[-1]["profile mine.toml"] != states[-2].get("profile mine.toml")
 
 
 def test_installed_versions_are_inputs(toy, tmp_path, monkeypatch):
@@ -672,17 +647,11 @@ def test_of_two_builds_at_once_the_second_waits_and_executes_nothing(book):
         book.edit(f"book/{name}.md", f'print("{number}",', f'print("new {number}",')
     book.edit("book/01-sums.md", "add(20, 2) * 1000", 'open("../go").read()')
     first = book.start()
-    assert first.stdout is not None
-    for line in first.stdout:  # until the page is under way
-        if line.startswith("book/01-sums.md: executing"):
-            break
+    wait_for(first, "book/01-sums.md: executing")  # the page is under way
     second = book.start()
-    assert second.stdout is not None
     try:
-        told = next(line for line in second.stdout if "Another" in line or "executing" in line)
-        assert told.startswith(
-            f"Another build works in this folder: process {first.pid}. Waiting for its end."
-        )
+        told = f"Another build works in this folder: process {first.pid}. Waiting for its end."
+        assert "executing" not in wait_for(second, told)
         (book.root / "go").write_text("on")
         first_output = first.communicate(timeout=600)[0]
         output = second.communicate(timeout=600)[0]
