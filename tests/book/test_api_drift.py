@@ -142,7 +142,6 @@ def test_many_calls_are_checked():
     ("code", "gone"),
     [
         ("from trl import SFTTrainer\nSFTTrainer(model=m, tokenizer=t)", ["tokenizer"]),
-        ("from trl import SFTConfig\nSFTConfig(max_seq_length=9, bf16=False)", ["max_seq_length"]),
         ("import trl\ndef f():\n    return trl.SFTConfig(evaluation_strategy='no')",
          ["evaluation_strategy"]),
         ("from sft_utils import load_model_and_tokenizer as l\nl('x', torch_dtype=1)",
