@@ -329,10 +329,7 @@ def test_what_is_mended_or_gone_is_forgotten(tmp_path):
 def test_jupyter_book_exits_with_an_error(tmp_path):
     book = SmallBook(tmp_path)
     local = {"typed_numbers": str(EXTENSION)}
-    execute = {"execute_notebooks": "off"}
-    book.write(
-        "_config.yml", yaml.safe_dump({"execute": execute, "sphinx": {"local_extensions": local}})
-    )
+    book.write("_config.yml", yaml.safe_dump({"sphinx": {"local_extensions": local}}))
     book.write("_toc.yml", "format: jb-book\nroot: index\n")
     book.write("index.md", "# Book\n\nIt has 97 %.\n")
     code, output = book.build(*JUPYTER_BOOK)
