@@ -156,17 +156,6 @@ def test_another_layout_of_the_theme_is_an_error():
         self_contained.finish_page("<html><head></head></html>", "", "abc")
 
 
-def test_links_from_the_root():
-    text = (
-        '<a href="book/a.html#x"></a><a href="#y"></a><a href="https://e.org/"></a>'
-        '<img src="./_s/b.png">'
-    )
-    assert self_contained.from_the_root(text, "/base/") == (
-        '<a href="/base/book/a.html#x"></a><a href="#y"></a><a href="https://e.org/"></a>'
-        '<img src="/base/_s/b.png">'
-    )
-
-
 def test_a_missing_file_of_the_theme_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="bootstrap.js: 0 files"):
         self_contained.joined(tmp_path, ["bootstrap.js"])
