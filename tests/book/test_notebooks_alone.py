@@ -105,14 +105,3 @@ def test_each_notebook_runs_alone(kernel, tmp_path, monkeypatch, path):
     assert not list(tmp_path.glob("*.py"))
     codes = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     assert all(cell.execution_count for cell in codes)
-
-
-def test_what_is_installed_leaves_torch_alone(kernel, tmp_path):
-    """Pip would change nothing of an environment that has a PyTorch in range already."""
-    python = json.loads((kernel / "python3" / "kernel.json").read_text())["argv"][0]
-    [wheel] = (kernel.parent / "dist").glob("*.whl")
-    report = tmp_path / "report.json"
-    command = ("-m", "pip", "install", "--dry-run", "--quiet", "--report", report, wheel)
-    run_alone(python, *command, cwd=tmp_path)
-    names = [item["metadata"]["name"] for item in json.loads(report.read_text())["install"]]
-    assert [name for name in names if name != "sft-utils"] == []

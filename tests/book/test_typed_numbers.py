@@ -25,38 +25,22 @@ def numbers(text: str) -> list[str]:
 
 #: What is found, between bars.
 FOUND = """
-    It is right in |97.8| % of them.
     It is right in |97.8%| of them.
     It was asked |1,725| questions.
     A change of |−3.1| points.
-    The rate is |1e-3|.
-    The rate is .|5| at most.
     It took (|41| s).
-    In the |3rd| epoch.
-    In |2020| it was new.
-    It is |10×| as fast.
-    It is |10-fold|.
     It is right in |½| of them.
-    It grows with |x²|.
     It is right in |９７| of them, full width.
-    It is right in |٩٧| of them, Arabic.
-    It is right in |Ⅳ| of them.
-    It is number |1️⃣|.
-    |acc=97|
     The |95| % of questions.
     A |90| % interval.
     Chapter |5| shows it.
     chapter |97| % done
     |Accuracy-97| % is high.
-    |GPT-2| % of them.
     A model of |1.2M| parameters.
     It keeps |4| B a parameter.
     |float97| is none.
-    Python |97| %
     torch |3.11|
-    |1.2.3| % of them
     |arXiv:97|
-    It got |97|. That is high.
     |197|. That is high.
     It answers |9| of |10|.
 """
@@ -111,7 +95,6 @@ def glued(code: str) -> list[str]:
 
 TYPED = """
     glue("share", "97.8 %")
-    glue("share", value=97)
     results.glue("share", round(0.978, 2))
     glue("share", f"{97.8:.1f} %")
     share = Measure(value=0.978, unit="%")
@@ -119,11 +102,9 @@ TYPED = """
 """
 COMPUTED = """
     glue("share", f"{100 * share:.1f} %")
-    glue("share2", share / 3)
     glue("verdict", "agrees" if share > 0.9 else "differs")
     glue("model", "SmolLM2-135M")
     glue("seen", True)
-    Measure(share, "%", digits=2, n=len(rows), seeds=(0, 1))
     claim("it-learns", "It learns most of them.", share, at_least=0.9)
     %time glue("share", 97)  # no Python that can be read
 """
@@ -155,12 +136,6 @@ The next line has 54 and ` 55 % `, `5e-50`, and $56\\,\\%$ and $57 \\times 58$.
 - item
   - nested 62
 
-> quoted 63
-
-:::{admonition} Title 64
-Admonition 65.
-:::
-
 ![typed alt text 66](pixel.png)
 
 :::{figure} pixel.png
@@ -180,14 +155,7 @@ $$75.5$$
 x = 1
 ```
 
-Term
-: Definition 77
-
-A footnote.[^note]
-
-[^note]: It says 78.
-
-[A link with 79](https://example.org/80), [its tooltip](https://example.org "81 of them").
+[A link with 63](https://example.org/80), [its tooltip](https://example.org "64 of them").
 
 {{ typed_in_the_settings }}
 """
@@ -209,17 +177,10 @@ x = 5
 
 **1.** An exercise.
 
-1. A list.
-2. Its second item.
-
 [01 Setup](01-setup.md), [chapter 01](01-setup.md), {doc}`01-setup`,
 [TRL issue 1400](https://github.com/huggingface/trl/issues/1400).
 
 In 2020 it was 42 % {cite}`smith2020`.
-
-| a | b |
-|---|---|
-| 42 % {cite}`smith2020` | – |
 
 Quoted: {glue:text}`shown.ipynb::share:s`.
 
@@ -228,8 +189,6 @@ Quoted: {glue:text}`shown.ipynb::share:s`.
 ```
 
 <div style="width: 50%"><style>a {width: 1px}</style></div>
-
-![A picture](pixel.png)
 
 A footnote.[^note]
 
@@ -252,7 +211,7 @@ exclude_patterns = ["_build", "sft_utils"]
 html_theme = "basic"
 nb_execution_mode = "off"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "substitution"]
-myst_substitutions = {{"typed_in_the_settings": "set to 82"}}
+myst_substitutions = {{"typed_in_the_settings": "set to 65"}}
 """
 
 BIB = "@misc{smith2020, title={A title of 1999}, author={Smith, A.}, year={2020}}\n"
@@ -265,8 +224,6 @@ def shown() -> nbformat.NotebookNode:
     out = new.new_output("display_data", data={"text/plain": "'97.8 %'"})
     out.metadata["scrapbook"] = {"name": "share", "mime_prefix": ""}
     text = new.new_output("stream", name="stdout", text="97.8 %\n")
-    table = new.new_output("display_data", data={"text/html": "<p>97.8 %</p>"})
-    said = new.new_output("display_data", data={"text/markdown": "It has 97.8 %."})
     picture = new.new_output(
         "display_data",
         data={"image/svg+xml": '<svg xmlns="http://www.w3.org/2000/svg"/>'},
@@ -278,7 +235,7 @@ def shown() -> nbformat.NotebookNode:
         cells=[
             new.new_markdown_cell("# Shown\n\nGlued: {glue:text}`share`.\n\n```{glue:} share\n```"),
             new.new_code_cell('glue("share", f"{share} %")', outputs=[out]),
-            new.new_code_cell("share", outputs=[text, table, said, picture]),
+            new.new_code_cell("share", outputs=[text, picture]),
             new.new_code_cell("picture", outputs=[picture], metadata={"mystnb": pictured}),
             new.new_code_cell("glue('typed', '85 %')", metadata={"tags": ["remove-cell"]}),
         ],
@@ -328,7 +285,7 @@ def test_each_is_told_with_its_place_and_nothing_else_is(first):
         file, _, rest = line.partition(":")
         files[file] = files.get(file, "") + rest.partition(" in “")[0] + "\n"
     assert files.keys() == {"typed.md", "shown.ipynb"}  # and not what was computed, or is clean
-    missing = [n for n in (*range(50, 80), 81, 82) if str(n) not in files["typed.md"]]
+    missing = [n for n in range(50, 77) if str(n) not in files["typed.md"]]
     assert missing == [] and "80" not in files["typed.md"]  # the address of a link
     assert [n for n in (83, 84, 85) if str(n) not in files["shown.ipynb"]] == []
     assert files["shown.ipynb"].count("\n") == 3
@@ -372,19 +329,12 @@ def test_what_is_mended_or_gone_is_forgotten(tmp_path):
 def test_jupyter_book_exits_with_an_error(tmp_path):
     book = SmallBook(tmp_path)
     local = {"typed_numbers": str(EXTENSION)}
-    execute = {"execute_notebooks": "off"}
-    book.write(
-        "_config.yml", yaml.safe_dump({"execute": execute, "sphinx": {"local_extensions": local}})
-    )
-    book.write("_toc.yml", "format: jb-book\nroot: index\nchapters:\n  - file: other\n")
+    book.write("_config.yml", yaml.safe_dump({"sphinx": {"local_extensions": local}}))
+    book.write("_toc.yml", "format: jb-book\nroot: index\n")
     book.write("index.md", "# Book\n\nIt has 97 %.\n")
-    book.write("other.md", "# Other\n\nIt has most of them.\n")
     code, output = book.build(*JUPYTER_BOOK)
     assert code != 0
     assert told(output) == ["index.md:3: 97 in “It has 97 %.”"]
-    html = tmp_path / "_build" / "html"
-    assert "It has 97 %." in (html / "index.html").read_text("utf8")
-    assert "It has most of them." in (html / "other.html").read_text("utf8")
     book.write("index.md", "# Book\n\nIt has most of them.\n")
     assert book.build(*JUPYTER_BOOK)[0] == 0
 

@@ -81,10 +81,14 @@ def home(module: str) -> Any:
     return sys.modules[f"sft_utils.{module}"]
 
 
-def swap(patch: Patch, module: str, name: str, make: Callable[[Any], Any]) -> None:
-    """Replace ``module.name`` by ``make`` of it, in every module that has imported it too."""
+def swap(patch: Patch, module: str, name: str, wrong: Callable[..., Any]) -> None:
+    """Put ``wrong``, which takes it first, for ``module.name``, wherever that was imported."""
     old = getattr(home(module), name)
-    new = make(old)
+
+    def new(*given: Any, **options: Any) -> Any:
+        return wrong(old, *given, **options)
+
+    new.__qualname__ = wrong.__qualname__  # a run's fingerprint has it
     for key in MODULES:
         if vars(sys.modules[key]).get(name) is old:
             patch.setattr(sys.modules[key], name, new)
@@ -98,21 +102,18 @@ def plant(patch: Patch, name: str) -> None:
 
     # A run's fingerprint has the questions that the dev callback asks, not how they are asked and
     # scored. So that the run is kept apart, the callback is told.
-    def make(old: Any) -> Any:
-        def dev_callbacks(*given: Any) -> list[Any]:
-            callbacks = old(*given)
-            for callback in callbacks:
-                callback.fault = name
-            return callbacks
+    def dev_callbacks(old: Any, *given: Any) -> list[Any]:
+        callbacks = old(*given)
+        for callback in callbacks:
+            callback.fault = name
+        return callbacks
 
-        return dev_callbacks
-
-    swap(patch, "walkthrough", "dev_callbacks", make)
+    swap(patch, "walkthrough", "dev_callbacks", dev_callbacks)
 
 
 def change_profile(patch: Patch, change: Callable[[Any], Any]) -> None:
     """Write something else into the profile."""
-    swap(patch, "profiles", "load_profile", lambda old: lambda *given: change(old(*given)))
+    swap(patch, "profiles", "load_profile", lambda old, *given: change(old(*given)))
 
 
 def change_run(patch: Patch, **changes: Callable[[dict[str, Any]], Any]) -> None:
@@ -185,34 +186,28 @@ def learning_rate_of_zero(patch: Patch) -> None:
 def trainee_from_random_weights(patch: Patch) -> None:
     """Built from its config, never loaded."""
 
-    def make(old: Any) -> Any:
-        def load_trainee(profile: Any) -> Any:
-            import torch
-            from transformers import AutoModelForCausalLM
+    def load_trainee(old: Any, profile: Any) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM
 
-            model, tokenizer = old(profile)
-            torch.manual_seed(0)
-            return AutoModelForCausalLM.from_config(model.config), tokenizer
+        model, tokenizer = old(profile)
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(model.config), tokenizer
 
-        return load_trainee
-
-    swap(patch, "walkthrough", "load_trainee", make)
+    swap(patch, "walkthrough", "load_trainee", load_trainee)
 
 
 @fault(*LIVE)
 def trainee_loaded_once(patch: Patch) -> None:
     """A cache around the loading: the model "before" is trained with the one "after"."""
 
-    def make(old: Any) -> Any:
-        loaded: list[Any] = []
+    loaded: list[Any] = []
 
-        def load_trainee(profile: Any) -> Any:
-            loaded.extend([] if loaded else [old(profile)])
-            return loaded[0]
+    def load_trainee(old: Any, profile: Any) -> Any:
+        loaded.extend([] if loaded else [old(profile)])
+        return loaded[0]
 
-        return load_trainee
-
-    swap(patch, "walkthrough", "load_trainee", make)
+    swap(patch, "walkthrough", "load_trainee", load_trainee)
 
 
 # --- The rows -------------------------------------------------------------------------------------
@@ -246,15 +241,12 @@ def held_out_wording_in_a_row(patch: Patch) -> None:
 def change_rows(patch: Patch, change: Callable[[Any], list[dict[str, Any]]]) -> None:
     """Give other rows wherever the data set is loaded."""
 
-    def make(old: Any) -> Any:
-        def load_sft_dataset(*given: Any, **options: Any) -> Any:
-            from datasets import Dataset
+    def load_sft_dataset(old: Any, *given: Any, **options: Any) -> Any:
+        from datasets import Dataset
 
-            return Dataset.from_list(change(old(*given, **options)))
+        return Dataset.from_list(change(old(*given, **options)))
 
-        return load_sft_dataset
-
-    swap(patch, "data", "load_sft_dataset", make)
+    swap(patch, "data", "load_sft_dataset", load_sft_dataset)
 
 
 def _world() -> Any:
@@ -275,7 +267,7 @@ def never_asked_from_asked_relations(patch: Patch) -> None:
 @fault(DATA, REFERENCE)
 def value_in_the_question(patch: Patch) -> None:
     """Nothing looks whether a question holds its own answer."""
-    swap(patch, "atlas.questions", "_gives_away", lambda old: lambda messages, fact: False)
+    swap(patch, "atlas.questions", "_gives_away", lambda old, messages, fact: False)
 
 
 # --- Asking ---------------------------------------------------------------------------------------
@@ -285,17 +277,14 @@ def value_in_the_question(patch: Patch) -> None:
 def other_template_for_asking(patch: Patch) -> None:
     """Trained with ChatML, asked in another format."""
 
-    def make(old: Any) -> Any:
-        def render_prompt(tokenizer: Any, messages: Any, **options: Any) -> str:
-            own, tokenizer.chat_template = tokenizer.chat_template, OTHER_TEMPLATE
-            try:
-                return old(tokenizer, messages, **options)
-            finally:
-                tokenizer.chat_template = own
+    def render_prompt(old: Any, tokenizer: Any, messages: Any, **options: Any) -> str:
+        own, tokenizer.chat_template = tokenizer.chat_template, OTHER_TEMPLATE
+        try:
+            return old(tokenizer, messages, **options)
+        finally:
+            tokenizer.chat_template = own
 
-        return render_prompt
-
-    swap(patch, "generation", "render_prompt", make)
+    swap(patch, "generation", "render_prompt", render_prompt)
 
 
 @fault(REFERENCE, EVALUATION)  # the others ask no such question
@@ -314,32 +303,29 @@ def earlier_turns_left_out(patch: Patch) -> None:
 def swap_turns(patch: Patch, change: Callable[[Any], Any]) -> None:
     """Render other turns than were given. Dev questions have one turn each, which stays."""
 
-    def make(old: Any) -> Any:
-        return lambda tokenizer, messages, **options: old(tokenizer, change(messages), **options)
+    def render_prompt(old: Any, tokenizer: Any, messages: Any, **options: Any) -> str:
+        return old(tokenizer, change(messages), **options)
 
-    swap(patch, "generation", "render_prompt", make)
+    swap(patch, "generation", "render_prompt", render_prompt)
 
 
 @fault(*ASKING, judges=True)
 def padding_on_the_right(patch: Patch) -> None:
     """In a batch, the shorter prompts are continued behind their padding."""
 
-    def make(old: Any) -> Any:
-        def _generate_batch(model: Any, encoded: list[list[int]], config: Any) -> Any:
-            import torch
+    def _generate_batch(old: Any, model: Any, encoded: list[list[int]], config: Any) -> Any:
+        import torch
 
-            width = max(map(len, encoded))
-            ids = torch.full((len(encoded), width), config.pad_token_id)
-            mask = torch.zeros_like(ids)
-            for row, tokens in enumerate(encoded):
-                ids[row, : len(tokens)] = torch.tensor(tokens)
-                mask[row, : len(tokens)] = 1
-            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-            return output[:, width:].tolist()
+        width = max(map(len, encoded))
+        ids = torch.full((len(encoded), width), config.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(encoded):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        return output[:, width:].tolist()
 
-        return _generate_batch
-
-    swap(patch, "generation", "_generate_batch", make)
+    swap(patch, "generation", "_generate_batch", _generate_batch)
 
 
 @fault(*ASKING, judges=True)
@@ -351,7 +337,7 @@ def answers_cut(patch: Patch) -> None:
 @fault(*ASKING, judges=True)
 def only_the_document_end_stops(patch: Patch) -> None:
     """Generation knows the base model's end token, not that of the template."""
-    swap(patch, "models", "end_token_ids", lambda old: lambda model, tokenizer: [
+    swap(patch, "models", "end_token_ids", lambda old, model, tokenizer: [
         tokenizer.convert_tokens_to_ids("<|endoftext|>")])  # fmt: skip
 
 
@@ -359,14 +345,11 @@ def only_the_document_end_stops(patch: Patch) -> None:
 def space_after_a_prompt(patch: Patch) -> None:
     """Sentences to complete end in a space, where the models have read it with the next word."""
 
-    def make(old: Any) -> Any:
-        def cloze_prompt(fact: Any, form: str) -> Any:
-            prompt, right = old(fact, form)
-            return prompt + " ", right
+    def cloze_prompt(old: Any, fact: Any, form: str) -> Any:
+        prompt, right = old(fact, form)
+        return prompt + " ", right
 
-        return cloze_prompt
-
-    swap(patch, "atlas.corpus", "cloze_prompt", make)
+    swap(patch, "atlas.corpus", "cloze_prompt", cloze_prompt)
 
 
 # --- Scoring --------------------------------------------------------------------------------------
@@ -385,12 +368,10 @@ def scorer_always_wrong(patch: Patch) -> None:
 
 
 def _score(patch: Patch, verdict: bool) -> None:
-    def make(old: Any) -> Any:
-        return lambda response, *, stopped, **given: home("scoring").Score(
-            exact=verdict, right_value=verdict, value_anywhere=verdict, stops=stopped
-        )
+    def score_answer(old: Any, response: str, *, stopped: bool, **given: Any) -> Any:
+        return home("scoring").Score(verdict, verdict, verdict, stops=stopped)
 
-    swap(patch, "scoring", "score_answer", make)
+    swap(patch, "scoring", "score_answer", score_answer)
 
 
 # --- The models -----------------------------------------------------------------------------------
@@ -432,7 +413,7 @@ def control_read_many_forms(patch: Patch) -> None:
 def control_rows_not_shuffled(patch: Patch) -> None:
     """The control with shuffled answers trains on the rows as they are."""
     rows = home("atlas.sft_data").sft_rows
-    swap(patch, "atlas.evaluate", "shuffled_answers", lambda old: lambda world: rows(world))
+    swap(patch, "atlas.evaluate", "shuffled_answers", lambda old, world: rows(world))
 
 
 @fault(EVALUATION)

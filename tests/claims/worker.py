@@ -91,17 +91,16 @@ def cells_of(page: str, edits: tuple[tuple[str, str], ...]) -> list[str]:
 def thin(patch: pytest.MonkeyPatch) -> None:
     """Ask fewer questions. What is trained on and what chooses a checkpoint stays whole."""
 
-    def make(old: Any) -> Any:
-        def scored_questions(split: str, *given: Any, **options: Any) -> list[Any]:
-            questions = old(split, *given, **options)
-            whole = split.endswith("-dev") or split == "seen-question"
-            return questions if whole else questions[::EVERY]
+    def scored_questions(old: Any, split: str, *given: Any, **options: Any) -> list[Any]:
+        questions = old(split, *given, **options)
+        whole = split.endswith("-dev") or split == "seen-question"
+        return questions if whole else questions[::EVERY]
 
-        return scored_questions
+    def _complete(old: Any, model: Any, tokenizer: Any, cut: Any) -> Any:
+        return old(model, tokenizer, cut[::EVERY_FACT])
 
-    faults.swap(patch, "atlas.questions", "scored_questions", make)
-    faults.swap(patch, "atlas.evaluate", "_complete", lambda old: (
-        lambda model, tokenizer, cut: old(model, tokenizer, cut[::EVERY_FACT])))  # fmt: skip
+    faults.swap(patch, "atlas.questions", "scored_questions", scored_questions)
+    faults.swap(patch, "atlas.evaluate", "_complete", _complete)
 
 
 def outcome(name: str, shell: Any) -> dict[str, Any]:

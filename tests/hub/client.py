@@ -1,23 +1,22 @@
 """Loads from the Hub in a process of its own, as a reader's notebook does.
 
-    HF_ENDPOINT=http://127.0.0.1:1234 HF_HOME=cache python client.py < tasks
+    HF_ENDPOINT=http://127.0.0.1:1234 HF_HOME=cache python client.py answers.jsonl < tasks
 
 The libraries read their settings when they are imported, which takes seconds. So they are
-imported once, and each task, a line of JSON, is done by a fork that has loaded nothing yet. It
-writes what it loaded, or the error, into the file that the task names.
+imported once, and each task, a line of JSON, is done by a fork that has loaded nothing yet.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import multiprocessing
 import socket
-import sys
-import traceback
 import warnings
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
+
+from book.page_runner import serve
 
 
 def stay_on_loopback() -> None:
@@ -82,11 +81,25 @@ def load_named(profile_name: str) -> dict[str, Any]:
     return found | {"data": load("data", data.source, options)}
 
 
+def in_a_fork(offline: bool, steps: list[list[Any]]) -> list[dict[str, Any]]:
+    """Do the steps of a task."""
+    import datasets
+    import huggingface_hub
+
+    if offline:  # what the libraries make of HF_HUB_OFFLINE when imported
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    return [load_named(step[1]) if step[0] == "profile" else load(*step) for step in steps]
+
+
+def answer(line: str) -> dict[str, Any]:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as fork:
+        return {"done": fork.submit(in_a_fork, **json.loads(line)).result()}
+
+
 def main() -> None:
     """Do each task of standard input in a fork."""
     stay_on_loopback()
     import datasets
-    import huggingface_hub
     import torch
     import transformers
 
@@ -96,23 +109,7 @@ def main() -> None:
     from sft_utils import environment
 
     environment.quiet()
-    for line in sys.stdin:
-        task = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            if task["offline"]:  # what the libraries make of HF_HUB_OFFLINE when imported
-                huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-            try:
-                steps = task["steps"]
-                done = [load_named(s[1]) if s[0] == "profile" else load(*s) for s in steps]
-                Path(task["answer"]).write_text(json.dumps(done))
-            except BaseException:
-                traceback.print_exc()  # the answer that is missing tells
-            finally:
-                sys.stderr.flush()
-                os._exit(0)
-        os.waitpid(child, 0)
-        print("done", flush=True)
+    serve(answer)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import lookalikes
 import pytest
+from book.page_runner import Runner
 from hub.server import DATA, PARTS, Hub
 
 HERE = Path(__file__).parent
@@ -41,7 +40,7 @@ def running_hub():
 @pytest.fixture
 def hub(running_hub, folders):
     """The Hub as it is on a good day, with nothing asked yet."""
-    running_hub.repositories.clear()
+    running_hub.commits.clear()
     running_hub.faults.clear()
     for name, folder in folders.items():
         running_hub.commit(name, folder)
@@ -49,62 +48,26 @@ def hub(running_hub, folders):
     return running_hub
 
 
-class Client:
+class Client(Runner):
     """A process with the Hub's address and a cache of its own."""
 
     def __init__(self, hub: Hub, folder: Path) -> None:
-        self.hub, self.home, self.folder = hub, folder / "home", folder
-        self.log = folder / "log"
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.lower().endswith("_proxy") and not name.startswith(("HF_", "SFT_"))
-        }
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, HERE / "client.py"],
-                env=inherited
-                | {
-                    "HF_ENDPOINT": hub.url,
-                    "HF_HOME": str(self.home),
-                    "NO_PROXY": "*",
-                    "OMP_NUM_THREADS": "1",
-                    "TOKENIZERS_PARALLELISM": "false",
-                },
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-
-    def forget(self) -> None:
-        """Empty the cache."""
-        shutil.rmtree(self.home, ignore_errors=True)
+        self.hub, self.home = hub, folder / "home"
+        path = os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])
+        away = {"NO_PROXY": "*", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "", "PYTHONPATH": path}
+        online = {"HF_ENDPOINT": hub.url, "HF_HOME": str(self.home)}
+        super().__init__(folder / "answers.jsonl", HERE / "client.py", **online | away)
 
     def load(self, *steps: list, offline: bool = False) -> list[dict]:
         """Load in a fresh process, and forget what was requested before."""
-        assert self.process.stdin and self.process.stdout
         self.hub.requests.clear()
-        answer = self.folder / "answer.json"
-        answer.unlink(missing_ok=True)
-        task = {"steps": steps, "answer": str(answer), "offline": offline}
-        self.process.stdin.write(json.dumps(task) + "\n")
-        self.process.stdin.flush()
-        if self.process.stdout.readline() != "done\n" or not answer.is_file():
-            pytest.fail(f"the client ended.\n{self.log.read_text()[-3000:]}")
-        return json.loads(answer.read_text())
+        return self.ask(json.dumps({"steps": steps, "offline": offline}))["done"]
 
     def model(self, name: str, **options) -> dict:
-        [found] = self.load(["model", name, options])
-        return found
+        return self.load(["model", name, options])[0]
 
     def data(self, name: str, **options) -> dict:
-        [found] = self.load(["data", name, options])
-        return found
-
-    def close(self) -> None:
-        with self.process:
-            self.process.kill()
+        return self.load(["data", name, options])[0]
 
 
 @pytest.fixture(scope="session")
@@ -116,5 +79,5 @@ def running_client(running_hub, tmp_path_factory):
 
 @pytest.fixture
 def client(running_client, hub):
-    running_client.forget()
+    shutil.rmtree(running_client.home, ignore_errors=True)
     return running_client

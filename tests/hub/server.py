@@ -24,7 +24,6 @@ BASE, REFERENCE = "Qwen/Qwen3-0.6B-Base", "banghua/Qwen3-0.6B-SFT"
 TRAINEE, DATA = "HuggingFaceTB/SmolLM2-135M", "banghua/DL-SFT-Dataset"
 PARTS = {"base": BASE, "reference": REFERENCE, "trainee": TRAINEE}
 
-CONTENT = "/resolve/|/stored/"
 LARGE = (".safetensors", ".parquet", ".onnx", ".bin")
 
 
@@ -39,13 +38,9 @@ class File:
 
     @classmethod
     def of(cls, path: Path) -> File:
-        size = path.stat().st_size
-        sha1, sha256 = hashlib.sha1(b"blob %d\0" % size), hashlib.sha256()  # as git has it
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                sha1.update(block)
-                sha256.update(block)
-        return cls(path, size, sha1.hexdigest(), sha256.hexdigest())
+        content = path.read_bytes()
+        sha1 = hashlib.sha1(b"blob %d\0" % len(content) + content)  # as git has it
+        return cls(path, len(content), sha1.hexdigest(), hashlib.sha256(content).hexdigest())
 
     @property
     def large(self) -> bool:
@@ -57,20 +52,11 @@ class File:
 
 
 @dataclass
-class Repository:
-    """Commits by their hash, and the branches that point to them."""
-
-    commits: dict[str, dict[str, File]] = field(default_factory=dict)
-    branches: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
 class Request:
-    """A request and its answer; ``sent`` counts the bytes of the body."""
+    """A request; ``sent`` counts the bytes of the answer's body."""
 
     method: str
     path: str
-    status: int = 0
     sent: int = 0
 
 
@@ -106,7 +92,8 @@ class Hub:
     """
 
     def __init__(self) -> None:
-        self.repositories: dict[str, Repository] = {}
+        self.commits: dict[str, dict[str, dict[str, File]]] = {}  # by name, then by hash
+        self.main: dict[str, str] = {}  # where the branch of each points
         self.large: dict[str, File] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
@@ -124,14 +111,12 @@ class Hub:
     def up(self) -> None:
         handler = type("BoundHandler", (Handler,), {"hub": self})
         self.server = Server(("127.0.0.1", self.port), handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, args=[0.05], daemon=True)
-        self.thread.start()
+        threading.Thread(target=self.server.serve_forever, args=[0.05], daemon=True).start()
 
     def down(self) -> None:
         """From here on nobody listens at the port."""
         self.server.shutdown()
         self.server.server_close()
-        self.thread.join()
 
     @contextmanager
     def away(self) -> Iterator[None]:
@@ -141,21 +126,19 @@ class Hub:
         finally:
             self.up()
 
-    def commit(self, name: str, folder: Path, *, branch: str = "main") -> str:
-        """Publish what is in a folder, and point a branch to it. A data set's name says so."""
+    def commit(self, name: str, folder: Path) -> str:
+        """Publish what is in a folder, and point the branch to it. A data set's name says so."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): File.of(path) for path in paths}
         sums = "".join(f"{path} {file.sha256}\n" for path, file in files.items())
         commit = hashlib.sha1(f"{name}\n{sums}".encode()).hexdigest()
-        repository = self.repositories.setdefault(name, Repository())
-        repository.commits[commit] = files
+        self.commits.setdefault(name, {})[commit] = files
         self.large |= {file.sha256: file for file in files.values() if file.large}
-        repository.branches[branch] = commit
+        self.main[name] = commit
         return commit
 
     def published(self, name: str, path: str = "model.safetensors") -> File:
-        repository = self.repositories[name]
-        return repository.commits[repository.branches["main"]][path]
+        return self.commits[name][self.main[name]][path]
 
     @contextmanager
     def damaged(self, file: File, content: bytes, folder: Path) -> Iterator[None]:
@@ -169,11 +152,8 @@ class Hub:
     @property
     def transfers(self) -> list[Request]:
         """The requests that were answered with the content of a file."""
-        return [
-            request
-            for request in self.requests
-            if request.method == "GET" and request.sent and re.search(CONTENT, request.path)
-        ]
+        sent = [r for r in self.requests if r.method == "GET" and r.sent]
+        return [r for r in sent if re.search("/resolve/|/stored/", r.path)]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -191,11 +171,8 @@ class Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.requests.append(self.request_noted)
             for fault in self.hub.faults:
-                if (
-                    fault.times
-                    and re.fullmatch(fault.method, self.command)
-                    and re.search(fault.pattern, unquote(self.path))
-                ):
+                asked = re.fullmatch(fault.method, self.command) and fault.times
+                if asked and re.search(fault.pattern, unquote(self.path)):
                     fault.times -= 1
                     fault.first()
                     self.cut = fault.cut
@@ -228,13 +205,12 @@ class Handler(BaseHTTPRequestHandler):
     def find(self, kind: str | None, name: str, revision: str | None):
         """The commit and its files, or None after an answer that says why not."""
         full = f"datasets/{name}" if kind == "datasets" else name
-        repository = self.hub.repositories.get(full)
-        if repository is None:  # the Hub tells strangers nothing more
+        if full not in self.hub.commits:  # the Hub tells strangers nothing more
             return self.error(401, "RepoNotFound", "Invalid username or password.")
-        commit = repository.branches.get(revision or "main", revision)
-        if commit not in repository.commits:
+        commit = self.hub.main[full] if revision in (None, "main") else revision
+        if commit not in self.hub.commits[full]:
             return self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return commit, repository.commits[commit]
+        return commit, self.hub.commits[full][commit]
 
     def info(self, kind: str, name: str, revision: str | None) -> None:
         if found := self.find(kind, name, revision):
@@ -252,21 +228,20 @@ class Handler(BaseHTTPRequestHandler):
             return
         _, files = found
         start = f"{below}/" if below else ""
-        entries = {}
+        entries: dict[str, dict] = {}
         for path, file in files.items():
             if path.startswith(start):
                 folder, slash, _ = path.removeprefix(start).partition("/")
                 if slash and not recursive:
                     entries[folder] = {"type": "directory", "path": start + folder, "oid": "0" * 40}
                 else:
-                    entries[path] = self.entry(path, file)
+                    entries[path] = {
+                        "type": "file", "path": path, "oid": file.sha1, "size": file.size
+                    }  # fmt: skip
+                    if file.large:
+                        lfs = {"oid": file.sha256, "size": file.size, "pointerSize": 130}
+                        entries[path]["lfs"] = lfs
         self.json(list(entries.values()))
-
-    def entry(self, path: str, file: File) -> dict:
-        found: dict = {"type": "file", "path": path, "oid": file.sha1, "size": file.size}
-        if file.large:
-            found["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": 130}
-        return found
 
     # --- Files -------------------------------------------------------------------------------
 
@@ -288,15 +263,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(302, b"", headers)
 
     def send_file(self, file: File, headers: dict[str, str]) -> None:
-        self.begin(200, file.content.stat().st_size, headers)
-        if self.command == "HEAD":
-            return
-        with file.content.open("rb") as stream:
-            while block := stream.read(self.cut or 1 << 20):
-                self.write(block)
-                if self.cut:
-                    self.close_connection = True
-                    break
+        self.answer(200, file.content.read_bytes(), headers)
 
     # --- Answers -----------------------------------------------------------------------------
 
@@ -310,17 +277,11 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(status, json.dumps({"error": message}).encode(), headers)
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.begin(status, len(body), headers or {})
-        if self.command != "HEAD":
-            self.write(body)
-
-    def begin(self, status: int, length: int, headers: dict[str, str]) -> None:
-        self.request_noted.status = status
         self.send_response(status)
-        for name, value in {"Content-Length": str(length), **headers}.items():
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
-
-    def write(self, block: bytes) -> None:
-        self.request_noted.sent += len(block)
-        self.wfile.write(block)
+        if self.command != "HEAD":
+            self.close_connection = self.close_connection or self.cut is not None
+            self.request_noted.sent += len(body[: self.cut])
+            self.wfile.write(body[: self.cut])

@@ -22,10 +22,6 @@ WAYS_OUT = ("connect to the network", "HF_HOME", "SFT_PROFILE=atlas", "local")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the client forks")
 
 
-def commit_of(hub, name, branch="main"):
-    return hub.repositories[name].branches[branch]
-
-
 def digest(file: Path) -> str:
     """That of a model's weights, of which one is tied."""
     weights = load_file(file)
@@ -54,7 +50,7 @@ def assert_nothing_kept(client, pattern="*.incomplete"):
 
 def assert_whole(found, hub, name):
     assert found.get("weights") == digest(hub.published(name).content), found
-    assert found["commit"] == commit_of(hub, name)
+    assert found["commit"] == hub.main[name]
 
 
 # --- Good days -------------------------------------------------------------------------------
@@ -75,7 +71,7 @@ def assert_everything(found, hub):
     assert found["trainee"]["template"] == (TEMPLATES / "chatml.jinja").read_text()
     assert found["trainee"]["pad"] not in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     assert found["data"]["columns"] == ["messages"]
-    assert found["data"]["version"] == f"commit {commit_of(hub, f'datasets/{DATA}')}"
+    assert found["data"]["version"] == f"commit {hub.main[f'datasets/{DATA}']}"
     assert found["data"]["rows"] == [row["messages"] for row in rows(100)]
 
 
@@ -106,7 +102,7 @@ def test_the_profile_is_downloaded_once(hub, client):
 
     [found] = client.load(["profile", "hub"], offline=True)
     assert_everything(found, hub)
-    client.forget()
+    shutil.rmtree(client.home)
     [found] = client.load(["profile", "hub"], offline=True)
     assert_nothing_to_be_had(found, str(client.home))
     assert hub.requests == []
@@ -170,7 +166,7 @@ def test_no_safetensors(hub, client, folders, tmp_path):
     shutil.copytree(folders[BASE], folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     hub.commit(BASE, folder)
-    assert_refused(client.model(BASE), BASE, "no weights as safetensors", commit_of(hub, BASE))
+    assert_refused(client.model(BASE), BASE, "no weights as safetensors", hub.main[BASE])
     assert not any("/stored/" in request.path for request in hub.requests)
 
 
@@ -246,7 +242,7 @@ def test_bytes_that_do_not_match_the_announced_sum(hub, client, tmp_path, name):
     content[place] ^= 1
     with hub.damaged(file, bytes(content), tmp_path):
         found = client.model(BASE)
-    assert_refused(found, BASE, name, "arrived damaged", commit_of(hub, BASE), "run this again")
+    assert_refused(found, BASE, name, "arrived damaged", hub.main[BASE], "run this again")
     assert_nothing_kept(client, f"snapshots/*/{name}")
     assert_nothing_kept(client, f"blobs/{file.etag}")
     assert_whole(client.model(BASE), hub, BASE)
@@ -259,7 +255,7 @@ def test_a_copy_that_was_damaged_later(hub, client):
     weights.resolve().write_bytes(weights.read_bytes()[:-1000])
     found = client.model(BASE)
     folder = client.home / "hub" / "models--Qwen--Qwen3-0.6B-Base"
-    assert_refused(found, BASE, commit_of(hub, BASE), f"To download it anew, delete {folder}")
+    assert_refused(found, BASE, hub.main[BASE], f"To download it anew, delete {folder}")
     shutil.rmtree(folder)
     assert_whole(client.model(BASE), hub, BASE)
 
@@ -268,7 +264,7 @@ def test_a_copy_that_was_damaged_later(hub, client):
 
 
 def test_a_revision_that_moved_between_two_loads(hub, client, folders, tmp_path):
-    before, old = commit_of(hub, BASE), digest(hub.published(BASE).content)
+    before, old = hub.main[BASE], digest(hub.published(BASE).content)
     assert client.model(BASE)["commit"] == before
     after = next_commit(hub, folders, tmp_path / "next")
     moved, pinned = client.load(
@@ -287,13 +283,13 @@ def test_a_revision_that_moved_between_two_loads(hub, client, folders, tmp_path)
 
 def test_a_revision_that_moves_during_a_load(hub, client, folders, tmp_path):
     """All files are those of the commit that was there first."""
-    before = commit_of(hub, BASE)
+    before = hub.main[BASE]
     file, template = hub.published(BASE), "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     changes = {"chat_template.jinja": template}
     publish = partial(next_commit, hub, folders, tmp_path / "next", **changes)
     hub.faults.append(Fault("/resolve/", first=publish, times=1))
     found = client.model(BASE)
-    assert commit_of(hub, BASE) != before
+    assert hub.main[BASE] != before
     assert found["commit"] == before
     assert found["template"] == qwen_template()
     assert found["weights"] == digest(file.content)
@@ -337,7 +333,7 @@ def test_damaged_data_can_be_had_again(hub, client, tmp_path, damage):
 
 def test_pinned_data_is_not_replaced_by_another_commit(hub, client, tmp_path):
     """Of two commits the cache has the second only, and the first is asked for."""
-    first = commit_of(hub, f"datasets/{DATA}")
+    first = hub.main[f"datasets/{DATA}"]
     write_data(tmp_path / "data", rows(60))
     hub.commit(f"datasets/{DATA}", tmp_path / "data")
     assert_data(client.data(DATA), 60)

@@ -18,16 +18,10 @@ pytestmark = [
 ]
 
 
-def on_the_hub(hub, folder, **settings):
+def on_the_hub(hub, folder, offline="0"):
     """A process that runs pages with the profile ``hub`` and a cache in the folder."""
-    online = {
-        "SFT_PROFILE": "hub",
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(folder / "home"),
-        "HF_HUB_OFFLINE": "0",
-        "NO_PROXY": "*",
-    }
-    return start(folder, "hub", **online | settings)
+    online = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "NO_PROXY": "*"}
+    return start(folder, "hub", SFT_PROFILE="hub", HF_HUB_OFFLINE=offline, **online)
 
 
 def told(result):
@@ -39,7 +33,7 @@ def told(result):
 
 
 def test_the_pages_report_on_the_models_of_the_hub(hub, tmp_path):
-    named = {name: repository.branches["main"] for name, repository in hub.repositories.items()}
+    named = dict(hub.main)
     with closing(on_the_hub(hub, tmp_path)) as runner:
         pages = {page: run(runner, page) for page in REPORT}
     for name, commit in named.items():
@@ -49,7 +43,7 @@ def test_the_pages_report_on_the_models_of_the_hub(hub, tmp_path):
     assert hub.requests
 
     hub.requests.clear()
-    with closing(on_the_hub(hub, tmp_path, HF_HUB_OFFLINE="1")) as again:
+    with closing(on_the_hub(hub, tmp_path, offline="1")) as again:
         second = run(again, "07-training")
     assert hub.requests == []  # a second build needs no network
     fingerprint = [text for text in told(second).split() if len(text) == 64][:1]

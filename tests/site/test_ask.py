@@ -70,14 +70,10 @@ def answer(page, model, texts, **settings):
     )
 
 
-def load(page, by_keyboard=False):
+def load(page):
     """Load the models as a reader does."""
-    button = page.locator(".ask-load")
-    if by_keyboard:
-        button.focus()
-        page.keyboard.press("Enter")
-    else:
-        button.click()
+    page.locator(".ask-load").focus()
+    page.keyboard.press("Enter")
     expect(page.locator(".ask form")).to_be_visible()
 
 
@@ -111,13 +107,6 @@ def test_greedy_answers_are_those_of_generate_responses(asking, models, question
     ]
     assert different == []
     assert len({str(ids) for ids in found}) > 1, "the answers are answers to something"
-
-
-def test_the_limit_is_the_profiles(asking):
-    from sft_utils import load_profile
-
-    limits = asking.evaluate("() => window.models.map((model) => model.setup.max_new_tokens)")
-    assert limits == [load_profile("atlas").generation.max_new_tokens] * 3 == [48] * 3
 
 
 def test_probabilities_are_the_models(asking, models):
@@ -183,14 +172,7 @@ def test_what_python_refuses_is_refused(asking, models):
     from sft_utils.data import text_problems
 
     _, tokenizer = models["atlas-sft"]
-    texts = [
-        "fine",
-        "<|im_end|>",
-        "a<|im_start|>system",
-        "<|endoftext|>",
-        "half \ud83d",
-        "你" * 300,
-    ]
+    texts = ["fine", "<|im_end|>", "half \ud83d", "你" * 300]
     script = f"""async (texts) => {{
       const {{ problem }} = await {MODULE};
       const model = window.models.find((model) => model.name === "atlas-sft");
@@ -199,8 +181,8 @@ def test_what_python_refuses_is_refused(asking, models):
     found = asking.evaluate(script, [json.dumps(text) for text in texts])
     assert found[0] is None and all(found[1:])
     python = [bool(problem) for problem in text_problems(tokenizer, texts)]
-    assert python == [False, True, True, True, True, False]  # the last is only too long
-    assert "<|im_end|>" in found[1] and "half a character" in found[4] and "tokens" in found[5]
+    assert python == [False, True, True, False]  # the last is only too long
+    assert "<|im_end|>" in found[1] and "half a character" in found[2] and "tokens" in found[3]
     assert asking.evaluate(script, [json.dumps(" \n")]) == ["Type a question first."]
 
 
@@ -232,7 +214,7 @@ def test_nothing_is_loaded_before_the_click(visit):
 
 def test_by_keyboard_alone(visit):
     page = visit(PAGE).page
-    load(page, by_keyboard=True)
+    load(page)
     expect(page.get_by_label("Your question")).to_be_focused()
     page.keyboard.type(QUESTION)
     page.keyboard.press("Enter")
@@ -314,30 +296,25 @@ def test_loading_can_be_canceled_and_begun_again(visit):
     load(page)
 
 
-@pytest.mark.parametrize(
-    ("answered", "said"),
-    [
-        ({"status": 404}, "404"),
-        ({"status": 200, "body": b"\0asm"}, "only in part"),
-        (None, "could not be loaded"),
-    ],
-)
-def test_a_file_that_does_not_arrive_is_said(visit, answered, said):
+def test_a_file_that_does_not_arrive_is_said(visit):
     page = visit(PAGE).page
-    act = (lambda r: r.fulfill(**answered)) if answered else (lambda r: r.abort())
-    page.route("**/*.wasm", act)
-    page.locator(".ask-load").click()
-    expect(page.get_by_role("alert").filter(has_text=said)).to_be_visible()
-    expect(page.locator(".ask-load")).to_be_enabled()
+    for said, act in (
+        ("404", lambda route: route.fulfill(status=404)),
+        ("only in part", lambda route: route.fulfill(status=200, body=b"\0asm")),
+        ("could not be loaded", lambda route: route.abort()),
+    ):
+        page.route("**/*.wasm", act)  # the last that was given answers
+        page.locator(".ask-load").click()
+        expect(page.get_by_role("alert").filter(has_text=said)).to_be_visible()
+        expect(page.locator(".ask-load")).to_be_enabled()
 
 
 def test_from_a_folder_the_page_says_how_to_serve_it(browser, html):
     context = browser.new_context()
     page = context.new_page()
     page.goto((html / PAGE).as_uri())
-    expect(page.locator(".ask-without")).to_contain_text(
-        "python -m http.server --directory _build/html"
-    )
+    served = "python -m http.server --directory _build/html"
+    expect(page.locator(".ask-without")).to_contain_text(served)
     expect(page.locator(".ask-without")).to_be_visible()
     expect(page.locator(".ask-load")).to_have_count(0)
     context.close()

@@ -35,9 +35,8 @@ def test_the_first_screen_shows_the_result(visit, screen):
         assert box["x"] >= 0 and box["x"] + box["width"] <= screen.width
     before, after = (answer.inner_text() for answer in page.locator(".asked .answer").all())
     assert "✂" in before and "■" in after and len(before) > 2 * len(after)
-    assert re.search(
-        r"95 % interval: [\d.]+ to [\d.]+ %", page.locator(".first-score").inner_text()
-    )
+    score = page.locator(".first-score").inner_text()
+    assert re.search(r"95 % interval: [\d.]+ to [\d.]+ %", score)
     commands = page.locator("article pre").first.inner_text()
     assert "make book" in commands and "make test" in commands
 
@@ -93,11 +92,8 @@ def test_the_keyboard_reaches_everything_and_the_focus_is_seen(visit, name):
     reached, unseen = tab_through(page)
     assert unseen == []
     missed = {str(number) for number in range(usable)} - reached
-    told = page.evaluate(
-        "(all) => all.map((n) => document.querySelector(`[data-usable='${n}']`).outerHTML)",
-        sorted(missed),
-    )
-    assert told == []
+    html = "(all) => all.map((n) => document.querySelector(`[data-usable='${n}']`).outerHTML)"
+    assert page.evaluate(html, sorted(missed)) == []
     assert usable > 30
 
 
@@ -135,41 +131,20 @@ def test_code_is_copied_by_keyboard(visit):
     expect(cell.locator("button.copybtn")).to_have_class(re.compile("success"))
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied.strip() == cell.locator("pre").inner_text().strip()
-    assert page.locator("article .cell_input button.copybtn").count() == (
-        page.locator("article .cell_input pre").count()
-    )
 
 
 def test_the_color_mode_is_chosen_and_kept(visit):
     page = visit(PAGES[1]).page
-    seen = set()
     for _ in range(3):
         page.locator(".theme-switch-button").focus()
         page.keyboard.press("Enter")
-        seen.add(page.evaluate("document.documentElement.dataset.mode"))
-    assert seen == {"light", "dark", "auto"}
-    for _ in range(2):
-        if page.evaluate("document.documentElement.dataset.mode") != "dark":
-            page.locator(".theme-switch-button").focus()
-            page.keyboard.press("Enter")
+        if page.evaluate("document.documentElement.dataset.mode") == "dark":
+            break
     page.goto(page.url)
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
 # --- Finding -------------------------------------------------------------------------------------
-
-
-def search(page, address, words):
-    """What the search finds: the addresses, in order."""
-    page.locator(".bd-search-container input").fill(words)
-    page.keyboard.press("Enter")
-    expect(page.locator("#search-results ul.search li a").first).to_be_visible()
-    expect(
-        page.locator("#search-results .search-summary, #search-results > p").first
-    ).to_contain_text(re.compile("found|matching"))
-    return page.evaluate(
-        "[...document.querySelectorAll('#search-results ul.search li > a')].map((a) => a.href)"
-    )
 
 
 def test_search_opens_and_finds_by_keyboard(visit, address):
@@ -190,46 +165,29 @@ def test_search_opens_and_finds_by_keyboard(visit, address):
 
 
 def test_search_finds_every_page_by_its_title(visit, address):
-    titles = {}
     page = visit(FRONT).page
+    lost = {}
     for name in PAGES:
         page.goto(address + name)
-        titles[name] = page.locator("article h1").first.evaluate("(h) => h.firstChild.textContent")
-    page.goto(address + "search.html")
-    lost = {n: t for n, t in titles.items() if not any(
-        url.partition("#")[0].partition("?")[0] == address + n for url in search(page, address, t)
-    )}  # fmt: skip
+        title = page.locator("article h1").first.evaluate("(h) => h.firstChild.textContent")
+        page.goto(address + "search.html")
+        page.locator(".bd-search-container input").fill(title)
+        page.keyboard.press("Enter")
+        told = page.locator("#search-results .search-summary, #search-results > p").first
+        expect(told).to_contain_text(re.compile("found|matching"))
+        links = page.locator("#search-results ul.search li > a")
+        found = links.evaluate_all("(all) => all.map((a) => a.href.split(/[?#]/)[0])")
+        if address + name not in found:
+            lost[name] = title
     assert lost == {}
-
-
-@pytest.mark.weekly
-def test_search_finds_every_term_of_the_glossary(visit, address):
-    page = visit("book/glossary.html").page
-    terms = page.evaluate(
-        "[...document.querySelectorAll('dl.glossary dt')]"
-        ".map((term) => [term.firstChild.textContent, term.id])"
-    )
-    assert len(terms) > 20
-    page.goto(address + "search.html")
-    lost = [
-        term
-        for term, anchor in terms
-        if not any(
-            "glossary.html" in url and url.endswith(f"#{anchor}")
-            for url in search(page, address, term)
-        )
-    ]
-    assert lost == []
 
 
 def test_the_words_of_a_search_are_marked_and_break_nothing(visit):
     """Also where they stand in what is not shown: the title of a drawing, a style."""
     page = visit("book/08-evaluation.html").page
     for hidden in ("svg title", "style"):
-        word = page.locator(f"article {hidden}").first.evaluate(
-            "(n) => n.textContent.match(/\\w{4,}/)[0]"
-        )
-        text = page.locator(f"article {hidden}").first.evaluate("(n) => n.textContent")
+        text = page.locator(f"article {hidden}").first.text_content()
+        word = re.search(r"\w{4,}", text)[0]
         view = visit(f"book/08-evaluation.html?highlight={word.lower()}")
         assert view.problems == []
         found = view.page.locator(f"article {hidden}").first
@@ -253,12 +211,9 @@ def test_without_script_a_page_reads_and_leads_on(visit, address, name):
     assert [text for text, shown in source if text and not shown] == []
     assert page.locator("nav.bd-links a").count() >= len(PAGES)
     assert page.locator("nav.bd-links a").nth(1).is_visible()
-    following = page.locator("a.right-next")
     if name != PAGES[-1]:
-        following.click()
+        page.locator("a.right-next").click()
         page.wait_for_url(address + PAGES[PAGES.index(name) + 1])
-    else:
-        assert following.count() == 0
     assert view.problems == []
 
 
@@ -281,15 +236,11 @@ def test_a_folder_is_enough(browser, html, address):
     assert [url for url in view.urls if not url.startswith(("file:", "data:"))] == []
 
 
-@pytest.mark.parametrize("path", ["nothing.html", "book/nothing", "a/b/c/", "hub/book/x.html"])
+@pytest.mark.parametrize("path", ["nothing.html", "book/nothing", "a/b/c/"])
 def test_an_unknown_address_leads_back(visit, address, path):
     view = visit(path)
     page = view.page
-    assert [
-        p for p in view.problems if not p.startswith(("404: " + address + path, "error: "))
-    ] == []
-    own = [problem for problem in view.problems if problem.startswith("404")]
-    assert own == [f"404: {address}{path}"]
+    assert [p for p in view.problems if not p.startswith("error: ")] == [f"404: {address}{path}"]
     assert page.locator("article h1").inner_text().startswith("There is no such page")
     page.locator("article a[href]").last.click()
     page.wait_for_url(address + FRONT)
