@@ -96,7 +96,7 @@ def test_what_the_machine_or_the_versions_decide_makes_no_record_stale(make, mon
     make(everything=True)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0")
     monkeypatch.setattr("torch.get_num_threads", lambda: 99)
-    assert not make(bf16=True, output_dir="elsewhere").live
+    assert not make(bf16=True, run_name="other").live
 
 
 def test_start_weights_and_trainer_are_a_part_of_the_recipe(tmp_path):
