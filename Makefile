@@ -32,9 +32,10 @@ dev: $(INSTALLED_DEV)  ## Install what tests and checks need as well
 book: $(INSTALLED)  ## Execute every page and build the site into _build/html
 	$(BIN)/jupyter-book build .
 
-# Two processes: one builds the book and looks at it, the other runs the rest beside it.
+# Two processes: one builds the book and looks at it, the other runs the rest beside it. The browser,
+# which looks at a finished build, is left to `.ci/run` and to `make test-site`.
 test: $(INSTALLED_DEV)  ## Run the tests of each change, a build of the book among them
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/site $(ARGS)
 
 # A browser looks at the site in _build, or at the one in the folder that SFT_SITE names.
 test-site: $(INSTALLED_DEV)  ## Build the book and look at every page in Chromium, in every way
