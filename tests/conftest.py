@@ -41,6 +41,12 @@ def pytest_collection_modifyitems(items):
             raise pytest.UsageError(f"{item.nodeid} looks at the built book: add its file there.")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def runs_of_the_tests(tmp_path_factory):
+    """Keep what tests train and ask apart from the reader's own runs and from earlier tests."""
+    os.environ["SFT_RUNS"] = str(tmp_path_factory.mktemp("runs"))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """One process at a time for each file; one for all that look at a book that is to be built."""

@@ -20,6 +20,7 @@ from conftest import own_files
 
 import sft_utils.lm_eval_tasks
 from sft_utils import generation, load_model_and_tokenizer, resolve
+from sft_utils.atlas import evaluate
 from sft_utils.atlas.evaluate import MAX_NEW_TOKENS, cloze, score_split
 from sft_utils.atlas.questions import SPLITS, scored_questions
 from sft_utils.atlas.world import load_world
@@ -92,6 +93,7 @@ def asked(model, tokenizer, questions, **options):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation, "generate_responses", record)
+        patch.setattr(evaluate, "remember", lambda rests_on, ask: ask())  # not from the store
         return score_split(model, tokenizer, questions, **options), answers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import re
 import shutil
 import sys
@@ -144,6 +145,7 @@ def test_the_first_cell_installs_on_colab_only(monkeypatch, on_colab):
 
     if on_colab:
         monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+    monkeypatch.setattr(builtins, "__IPYTHON__", True, raising=False)  # a shell leaves it behind
     shell, asked = InteractiveShell(), []
     shell.register_magic_function(asked.append, "line", "pip")
     result = shell.run_cell(first_cell())
