@@ -32,6 +32,8 @@ from sft_utils.results import CLAIM_TYPE, RESULT_TYPE, RUN_TYPE
 
 LOGGER = logging.getLogger(__name__)
 SCHEMA = Path(__file__).with_name("results.schema.json")
+#: How a value was made: all in this build, or from recorded runs as well.
+LIVE, LIVE_AND_RECORDED = "live", "live and recorded"
 #: Quantities that no two executions share.
 TIMINGS = {"s", "ms", "minutes", "tokens/s", "MB"}
 TEXT_NUMBER = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?)(?: (%|points|nats|s|ms|MB|tokens/s))?")
@@ -46,8 +48,11 @@ class LedgerError(SphinxError):
 
 
 def entries(notebook: nbformat.NotebookNode, page: str) -> Iterator[Entry]:
-    """What the cells of an executed notebook stored, in order."""
-    section = ""
+    """What the cells of an executed notebook stored, in order.
+
+    Each says how it was ``made``: live, or from recorded runs too, once its page has read any.
+    """
+    section, made = "", LIVE
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             prose = re.sub(r"^(`{3,}|:{3,}).*?^\1", "", cell.source, flags=re.DOTALL | re.MULTILINE)
@@ -60,8 +65,9 @@ def entries(notebook: nbformat.NotebookNode, page: str) -> Iterator[Entry]:
                 data = {kind.removeprefix(prefix): value for kind, value in output["data"].items()}
                 found = _entry(stored["name"], data)
                 if found:
+                    made = made if found.get("live", True) else LIVE_AND_RECORDED
                     place = {"page": page, "cell": cell.execution_count, "section": section}
-                    yield {**found, **place}
+                    yield {**found, **place, "made": made}
 
 
 def _entry(name: str, data: dict[str, Any]) -> Entry | None:
@@ -165,7 +171,7 @@ class Ledger:
     def fill(self, app: Sphinx, doctree: nodes.document, docname: str) -> None:
         """``doctree-resolved``: put the lists in."""
         for node in list(doctree.findall(ResultsList)):
-            head = ("name", "value", "95 % interval", "n", "entities", "seeds", "run", "from")
+            head = ("name", "value", "95 % interval", "n", "entities", "seeds", "run", "made")
             rows = [
                 [
                     entry["name"],
@@ -173,12 +179,13 @@ class Ledger:
                     _interval(entry),
                     *(_text(entry.get(key)) for key in ("n", "entities", "seeds")),
                     (entry.get("run") or "")[:16],
+                    entry["made"],
                     self.link(entry, docname),
                 ]
                 for entry in self.results
                 if "value" in entry
             ]
-            node.replace_self(_table(head, rows))
+            node.replace_self(_table((*head, "from"), rows))
         for node in list(doctree.findall(LiveAndRecorded)):
             live, recorded = map(len, self.runs.values())
             told = (
@@ -187,7 +194,7 @@ class Ledger:
             )
             node.replace_self(nodes.paragraph("", told))
         for node in list(doctree.findall(ClaimsList)):
-            head = ("claim", "sentence", "measured", "required", "verdict", "from")
+            head = ("claim", "sentence", "measured", "required", "verdict", "made", "from")
             rows = [
                 [
                     entry["claim"],
@@ -195,6 +202,7 @@ class Ledger:
                     f"{entry['measure']['text']} {_interval(entry['measure'])}".strip(),
                     _required(entry),
                     "holds" if entry["holds"] else "FAILS",
+                    entry["made"],
                     self.link(entry, docname),
                 ]
                 for entry in self.claims

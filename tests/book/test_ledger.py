@@ -44,7 +44,10 @@ glue("asked", Measure(12345))
 ## The second part
 
 ```{code-cell} ipython3
+from sft_utils.results import note_run
+
 glue("verdict", "agrees")
+note_run("def", live=False)
 glue("loss", "1.50 nats")
 glue("seconds", "12 s")
 glue("rows", 7)
@@ -77,12 +80,22 @@ def test_the_file_holds_every_number_with_what_belongs_to_it(book):
     assert document["results"][0] == {
         "name": "right", "text": "75.0 %", "value": 0.75, "unit": "%", "n": 1234, "entities": 40,
         "low": 0.7, "high": 0.8, "seeds": [0, 1], "run": "abc",
-        "page": "scores.md", "cell": 1, "section": "The first part",
+        "page": "scores.md", "cell": 1, "section": "The first part", "made": "live",
     }  # fmt: skip
     by_name = {entry["name"]: entry for entry in document["results"]}
     assert (by_name["loss"]["value"], by_name["loss"]["unit"]) == (1.5, "nats")
     assert (by_name["rows"]["value"], by_name["rows"]["section"]) == (7, "The second part")
     assert [entry["name"] for entry in document["timings"]] == ["seconds"]
+
+
+def test_what_follows_a_recorded_run_on_its_page_is_not_called_live(book):
+    document = json.loads(book[1][0])
+    assert {entry["name"]: entry["made"] for entry in document["results"]} == {
+        "right": "live", "asked": "live", "verdict": "live",
+        "loss": "live and recorded", "rows": "live and recorded",
+    }  # fmt: skip
+    assert document["claims"][0]["made"] == "live and recorded"
+    assert document["runs"] == {"live": [], "recorded": ["def"]}
 
 
 def test_the_file_follows_its_schema_and_the_schema_can_refuse(book):
@@ -130,7 +143,7 @@ def test_the_lists_are_never_stale_and_link_back(book):
         rows = {row.td.get_text(): row for row in results.tbody.find_all("tr")}
         assert set(rows) == {"right", "asked", "loss", "rows", "seconds"}
         cells = [cell.get_text() for cell in rows["right"].find_all("td")]
-        assert cells[1:7] == ["75.0 %", "(70.0 to 80.0)", "1,234", "40", "0, 1", "abc"]
+        assert cells[1:8] == ["75.0 %", "(70.0 to 80.0)", "1,234", "40", "0, 1", "abc", "live"]
         assert rows["right"].a["href"] == "scores.html#the-first-part"
         assert rows["rows"].a["href"] == "scores.html#the-second-part"
         (row,) = claims.tbody.find_all("tr")
