@@ -8,6 +8,7 @@ store. All arguments are named here, on plain `SFTConfig` and `SFTTrainer`.
 from __future__ import annotations
 
 import atexit
+import copy
 import random
 import shutil
 import tempfile
@@ -173,11 +174,17 @@ def scratch_folder() -> str:
     return folder
 
 
-def walkthrough_trainer(profile: Profile) -> SFTTrainer:
-    """The trainer of chapter 07: the profile's trainee, its rows, its configuration."""
+def walkthrough_trainer(
+    profile: Profile,
+    start: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+) -> SFTTrainer:
+    """The trainer of chapter 07: the profile's trainee, its rows, its configuration.
+
+    ``start`` is what `load_trainee` gave, where a page has it already: a copy of it is trained.
+    """
     from trl import SFTTrainer
 
-    model, tokenizer = load_trainee(profile)
+    model, tokenizer = copy.deepcopy(start) if start else load_trainee(profile)
     train_rows, validation_rows = load_rows(profile)
     check_rows(train_rows, tokenizer)  # no text may hold a special token
     trainer = SFTTrainer(

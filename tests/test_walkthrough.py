@@ -14,9 +14,10 @@ from own_files import ROOT
 from sft_utils import atlas, walkthrough
 from sft_utils.comparison import ask_questions
 from sft_utils.data import DataError
+from sft_utils.fingerprints import fingerprint, weights_hash
 from sft_utils.models import ModelLoadError, end_token_ids
 from sft_utils.profiles import ProfileError, load_profile
-from sft_utils.runs import fingerprint, train
+from sft_utils.runs import train
 from sft_utils.scoring import SCORES
 
 ROWS = 24
@@ -153,6 +154,16 @@ def test_other_dev_questions_make_another_fingerprint(profile_file, monkeypatch)
     first = fingerprint(walkthrough.walkthrough_trainer(profile))
     monkeypatch.setattr(walkthrough, "DEV_QUESTIONS", 7)
     assert fingerprint(walkthrough.walkthrough_trainer(profile)) != first
+
+
+def test_a_trainee_that_is_there_already_is_copied_and_gives_the_same_run(profile_file):
+    profile = load_profile(profile_file())
+    start = walkthrough.load_trainee(profile)
+    before = weights_hash(start[0])
+    trainer = walkthrough.walkthrough_trainer(profile, start)
+    assert fingerprint(trainer) == fingerprint(walkthrough.walkthrough_trainer(profile))
+    trainer.train()
+    assert weights_hash(trainer.model) != before == weights_hash(start[0])
 
 
 @pytest.mark.parametrize(("device", "bf16"), [("cuda", True), ("mps", False), ("cpu", False)])
