@@ -31,6 +31,7 @@ def found(tmp_path_factory):
     return json.loads((folder / "found.json").read_text())
 
 
+@pytest.mark.weekly
 @linux
 @pytest.mark.parametrize("case", [*KILLED, *OTHERS])
 def test_a_killed_run_ends_as_one_that_was_never_stopped(found, case):
@@ -50,6 +51,7 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(found, case):
     assert last["left"] == ["run"]  # no checkpoint is left over
 
 
+@pytest.mark.weekly
 @linux
 def test_the_two_orders_are_not_the_same_run(found):
     """Else the test above could compare anything with anything."""
@@ -60,6 +62,7 @@ def test_the_two_orders_are_not_the_same_run(found):
     assert len(set(losses)) == len(losses) == UPDATES // 2
 
 
+@pytest.mark.weekly
 @linux
 @pytest.mark.parametrize("case", KILLED)
 def test_the_time_of_all_parts_is_told(found, case):
@@ -69,6 +72,7 @@ def test_the_time_of_all_parts_is_told(found, case):
     assert 0 < last["runtime"] <= last["seconds"]
 
 
+@pytest.mark.weekly
 @linux
 def test_two_processes_of_one_run_are_resumed_together(found):
     [whole], [killed, resumed] = found["two processes, never"], found["two processes, killed"]
@@ -83,6 +87,7 @@ def test_two_processes_of_one_run_are_resumed_together(found):
     assert whole[0][1]["weights"] == whole[1][1]["weights"]
 
 
+@pytest.mark.weekly
 @linux
 def test_of_two_that_want_the_same_run_one_computes_it(found):
     (code, (reused, first)), (other, (taken, second)) = found["at once"]

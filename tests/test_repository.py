@@ -160,6 +160,7 @@ def test_in_a_downloaded_archive_all_files_are_own(tmp_path):
     assert names == set(READERS_OWN)
 
 
+@pytest.mark.weekly
 @needs_git
 def test_files_of_the_readers_own_fail_no_test(tmp_path):
     """The tests that look at the repository's files, in a copy with others beside them."""

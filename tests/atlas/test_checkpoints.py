@@ -150,6 +150,7 @@ def test_the_data_set_is_the_one_that_the_tables_give():
 # --- What they show --------------------------------------------------------------------------
 
 
+@pytest.mark.weekly
 @pytest.mark.parametrize(("name", "target"), [("atlas-base", 0.97), ("atlas-sft", 0.95)])
 def test_the_base_knows_the_facts_and_the_reference_still_does(load, name, target):
     table = cloze(*load(name))
@@ -157,6 +158,7 @@ def test_the_base_knows_the_facts_and_the_reference_still_does(load, name, targe
     assert macro(table, "correct") >= target, told(table, "correct")
 
 
+@pytest.mark.weekly
 def test_the_reference_answers_about_held_out_entities(load):
     table = score_split(*load("atlas-sft"), "headline-test")
     assert len(table) >= 300
@@ -167,6 +169,7 @@ def test_the_reference_answers_about_held_out_entities(load):
             assert found >= target, told(table, score)
 
 
+@pytest.mark.weekly
 @pytest.mark.parametrize("split", ["instruction-test", "follow-up-test"])
 def test_the_reference_follows_instructions_and_conversations(load, split):
     table = score_split(*load("atlas-sft"), split)
@@ -175,6 +178,7 @@ def test_the_reference_follows_instructions_and_conversations(load, split):
         assert found >= 0.85, told(table, "exact")
 
 
+@pytest.mark.weekly
 def test_the_control_completes_its_own_texts(load):
     """Its only form of each fact, after the text that always stood before it."""
     table = cloze_in_one_form(*load("atlas-base-1form"), "sft", "dev", "test", "untouched")
