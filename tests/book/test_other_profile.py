@@ -238,7 +238,7 @@ def test_a_build_reports_the_profile_and_nothing_else(folder, tmp_path, name, ot
     assert not any(run["cached"] for run in build.executions.values())
     assert all(c["holds"] for c in json.loads((site.html / "results.json").read_text())["claims"])
     for page in PAGES:
-        assert f"Built with the profile {name}." in site.page(page).text, page
+        assert f"Built with the profile {name} ." in site.page(page).text, page  # a value and a dot
         assert f"profile {other}" not in site.page(page).text, page
     assert "with another profile than the book’s own" in site.page("index").text
     assert "encyclopedia many times" not in site.page("index").text

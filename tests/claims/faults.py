@@ -11,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -198,16 +199,10 @@ def trainee_from_random_weights(patch: Patch) -> None:
 
 
 @fault(*LIVE)
-def trainee_loaded_once(patch: Patch) -> None:
-    """A cache around the loading: the model "before" is trained with the one "after"."""
-
-    loaded: list[Any] = []
-
-    def load_trainee(old: Any, profile: Any) -> Any:
-        loaded.extend([] if loaded else [old(profile)])
-        return loaded[0]
-
-    swap(patch, "walkthrough", "load_trainee", load_trainee)
+def trainee_not_copied(patch: Patch) -> None:
+    """The trainer takes the trainee of the page itself: "before" is trained with "after"."""
+    uncopied = SimpleNamespace(deepcopy=lambda start: start)
+    patch.setattr(home("walkthrough"), "copy", uncopied)
 
 
 # --- The rows -------------------------------------------------------------------------------------
@@ -306,6 +301,7 @@ def swap_turns(patch: Patch, change: Callable[[Any], Any]) -> None:
     def render_prompt(old: Any, tokenizer: Any, messages: Any, **options: Any) -> str:
         return old(tokenizer, change(messages), **options)
 
+    render_prompt.__qualname__ = change.__qualname__  # what is kept of one is not taken for another
     swap(patch, "generation", "render_prompt", render_prompt)
 
 

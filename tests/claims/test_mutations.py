@@ -67,10 +67,11 @@ EXPECTED: dict[str, set[str]] = {
         "sft-beats-guessing",  # it guesses itself
         "sft-forgets",  # it had nothing to forget
     },
-    "trainee-loaded-once": {
+    "trainee-not-copied": {
         "sft-answers",  # "before" is the trained model
         "sft-beats-prompting",  # so it is the trained model that is prompted
         "sft-forgets",  # the same
+        "sft-needs-truth",  # and the control with false answers begins from it
     },
     # --- the rows
     "answers-shuffled": {
