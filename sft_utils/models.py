@@ -266,24 +266,32 @@ def set_template(
 
 def _template_of(source: str | Path) -> str:
     """The chat template of another model, of which nothing but the tokenizer is read."""
-    from transformers import AutoTokenizer
-
-    resolved = resolve(source)
-    options = {}
-    if not Path(resolved).is_dir():
-        options["revision"] = fetch(resolved, None, weights=False).name
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            resolved, local_files_only=True, trust_remote_code=False, **options
-        )
-    except Exception as error:
-        raise load_error(str(source), True, True, error, options.get("revision")) from error
+    tokenizer = load_tokenizer(source)
     if not tokenizer.chat_template:
         raise ModelLoadError(
             f"The chat template is to be taken from {str(source)!r}, which has none. Name a model "
             "that was fine-tuned for chat."
         )
     return tokenizer.get_chat_template()
+
+
+def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer as it was saved, without the model's weights. Raises `ModelLoadError`.
+
+    A model of the Hub is read from the cache, or fetched without its weights. Chapter 05.
+    """
+    from transformers import AutoTokenizer
+
+    resolved = resolve(source)
+    options = {}
+    if not Path(resolved).is_dir():
+        options["revision"] = fetch(resolved, revision, weights=False).name
+    try:
+        return AutoTokenizer.from_pretrained(
+            resolved, local_files_only=True, trust_remote_code=False, **options
+        )
+    except Exception as error:
+        raise load_error(str(source), True, True, error, options.get("revision")) from error
 
 
 def fetch(source: str, revision: str | None, weights: bool = True) -> Path:

@@ -171,7 +171,9 @@ class Ledger:
     def fill(self, app: Sphinx, doctree: nodes.document, docname: str) -> None:
         """``doctree-resolved``: put the lists in."""
         for node in list(doctree.findall(ResultsList)):
-            head = ("name", "value", "95 % interval", "n", "entities", "seeds", "run", "made")
+            head = (
+                "name", "value", "95 % interval", "n", "entities", "seeds", "run", "made", "from",
+            )  # fmt: skip
             rows = [
                 [
                     entry["name"],
@@ -185,7 +187,7 @@ class Ledger:
                 for entry in self.results
                 if "value" in entry
             ]
-            node.replace_self(_table((*head, "from"), rows))
+            node.replace_self(_table(head, rows))
         for node in list(doctree.findall(LiveAndRecorded)):
             live, recorded = map(len, self.runs.values())
             told = (
