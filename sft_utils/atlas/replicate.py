@@ -9,6 +9,7 @@ the pretraining as well, and records what came out (`sft_utils.records`). Explai
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import random
 from collections.abc import Callable, Mapping
@@ -96,20 +97,17 @@ def replicate_questions(seed: int) -> list[Question]:
 
 
 def replicate_trainer(
-    profile: Profile, seed: int, model: str | Path | None = None
+    profile: Profile, seed: int, start: tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ) -> LabelOnlyTrainer:
     """The run of chapter 07 with a replicate's rows and order, and no choice of checkpoint.
 
-    The step is the cheaper one, which chapter 08 shows to be the same. ``model`` replaces the
-    profile's trainee, as the folder of another pretraining does.
+    The step is the cheaper one, which chapter 08 shows to be the same. A copy of ``start``, a
+    model and its tokenizer, is trained.
     """
     from ..data import check_rows
-    from ..models import load_model_and_tokenizer
     from ..trainer import LabelOnlyTrainer
 
-    trainee, tokenizer = load_model_and_tokenizer(
-        model or profile.models.trainee, fallback_chat_template=profile.prompt.chat_template
-    )
+    trainee, tokenizer = copy.deepcopy(start)
     rows = replicate_rows(seed)
     check_rows(rows, tokenizer)
     trainer = LabelOnlyTrainer(
@@ -231,13 +229,16 @@ def seed_dots(table: pd.DataFrame, *, mean: float, low: float, high: float, alt:
 # --- Other pretrainings ------------------------------------------------------------------------
 
 
-def pretrainings(profile: Profile) -> dict[int, Recorded]:
+def pretrainings(
+    profile: Profile, start: tuple[PreTrainedModel, PreTrainedTokenizerBase]
+) -> dict[int, Recorded]:
     """What fine-tuning with seed 0 makes of each pretraining: live for the shipped one, seed 0.
 
+    ``start`` is the shipped trainee and its tokenizer, and ``profile`` says how it is trained.
     The results are three tables: ``answers`` to the replicate's own questions, the same to the
     ``dev`` questions, and ``facts`` completed. Raises `sft_utils.records.RecordError`. Chapter 09.
     """
-    trainer = replicate_trainer(profile, 0, checkpoint(TRAINEE))  # all have its rows and arguments
+    trainer = replicate_trainer(profile, 0, start)  # all have its rows and arguments
     given = {seed: _measured(trainer, seed) for seed in PRETRAINING_SEEDS}
     found = {
         seed: records.load(f"pretraining-{seed}", records.recipe_of(trainer, measure, **parts))
@@ -297,11 +298,17 @@ def main(arguments: list[str] | None = None) -> None:
         help="where pretrained models are kept, so that a run that was stopped goes on from there",
     )  # fmt: skip
     options = parser.parse_args(arguments)
+    from ..models import load_model_and_tokenizer
+
     quiet()
+    profile = load_profile("atlas")
     os.environ[records.LIVE] = "all"
     for seed in options.seeds:
         folder = pretrained(seed, pretrain.RECIPES[TRAINEE], options.work)
-        trainer = replicate_trainer(load_profile("atlas"), 0, folder)
+        start = load_model_and_tokenizer(
+            folder, fallback_chat_template=profile.prompt.chat_template
+        )
+        trainer = replicate_trainer(profile, 0, start)
         measure, parts = _measured(trainer, seed)
         run = records.recorded(f"pretraining-{seed}", trainer, measure, **parts)
         print(f"{run.name}: exact {run.results['answers']['exact'].mean():.3f}", flush=True)

@@ -19,7 +19,7 @@ from sft_utils.atlas.pretrain import Recipe, train_tokenizer
 from sft_utils.atlas.questions import scored_questions
 from sft_utils.atlas.sft_data import sft_rows
 from sft_utils.atlas.world import DOMAINS, load_world
-from sft_utils.models import TEMPLATES
+from sft_utils.models import TEMPLATES, load_model_and_tokenizer
 from sft_utils.profiles import load_profile
 from sft_utils.statistics import seed_summary
 from sft_utils.walkthrough import load_rows
@@ -137,6 +137,11 @@ def shipped(tmp_path, tokenizer, monkeypatch):
     return folder
 
 
+def tiny(profile, folder):
+    """That model and its tokenizer, as a page would load the trainee."""
+    return load_model_and_tokenizer(folder, fallback_chat_template=profile.prompt.chat_template)
+
+
 def few_facts(model, tokenizer):
     facts = {"correct": [True, False, True], "entity": ["Kenya", "Peru", "Peru"]}
     return pd.DataFrame({"prompt": ["a", "b", "c"], "response": ["x", "y", "z"], **facts})
@@ -146,7 +151,7 @@ def test_the_trainer_differs_from_that_of_chapter_07_in_seed_and_choice_only(shi
     from sft_utils.walkthrough import make_config
 
     profile = load_profile("atlas")
-    trainer = module.replicate_trainer(profile, 3, shipped)
+    trainer = module.replicate_trainer(profile, 3, tiny(profile, shipped))
     own, walkthrough = trainer.args.to_dict(), make_config(profile).to_dict()
     changed = {name for name in own if own[name] != walkthrough[name]}
     places = {"output_dir", "run_name", "logging_dir"}
@@ -229,13 +234,14 @@ def work(shipped, tmp_path, monkeypatch):
     return ["--work", str(tmp_path / "work")]
 
 
-def pretrainings():
-    os.environ[records.LIVE] = ""
-    return module.pretrainings(load_profile("atlas"))
+def pretrainings(folder, live=""):
+    os.environ[records.LIVE] = live
+    profile = load_profile("atlas")
+    return module.pretrainings(profile, tiny(profile, folder))
 
 
 def test_main_records_other_pretrainings_and_goes_on_where_it_was_stopped(
-    work, monkeypatch, capsys
+    shipped, work, monkeypatch, capsys
 ):
     with monkeypatch.context() as patch:
         patch.setattr(records, "write_whole", stop)
@@ -245,9 +251,8 @@ def test_main_records_other_pretrainings_and_goes_on_where_it_was_stopped(
     module.main(work)
     assert capsys.readouterr().out.count("pretrained before") == 1  # seed 1, and not seed 2
 
-    monkeypatch.setenv(records.LIVE, "all")
-    module.pretrainings(load_profile("atlas"))  # records that of the shipped one
-    found = pretrainings()
+    pretrainings(shipped, live="all")  # records that of the shipped one
+    found = pretrainings(shipped)
     assert [(seed, run.live) for seed, run in found.items()] == [(0, True), (1, False), (2, False)]
     assert len({run.about["run"] for run in found.values()}) == 3
     assert records.apart(found[0])["difference"].abs().max() == 0
@@ -261,7 +266,9 @@ def stop(*given):
 
 
 @pytest.mark.parametrize("part", ["tables", "documents", "sizes"])
-def test_a_record_is_stale_when_what_the_pretraining_rests_on_changes(work, monkeypatch, part):
+def test_a_record_is_stale_when_what_the_pretraining_rests_on_changes(
+    shipped, work, monkeypatch, part
+):
     module.main(work)
     if part == "tables":
         monkeypatch.setattr(module, "FOLDER", records.FOLDER)  # there are no tables
@@ -271,4 +278,4 @@ def test_a_record_is_stale_when_what_the_pretraining_rests_on_changes(work, monk
         other = {"atlas-small": replace(RECIPE, updates=RECIPE.updates + 1)}
         monkeypatch.setattr(pretrain, "RECIPES", other)
     with pytest.raises(records.RecordError, match="changed since: start"):
-        pretrainings()
+        pretrainings(shipped)
