@@ -31,22 +31,20 @@ class Lengths:
 
 
 def answers_ahead(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, profile: Profile, times: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    profile: Profile,
+    *,
+    scored: int,
+    times: int,
 ) -> str:
     """Say how long it takes to ask all questions ``times`` times, if no answer stops by itself.
 
-    Those are the profile's and the scored ones of chapter 03, of which other models than the
-    Atlas's are asked a part. A first batch of the profile's is answered for a few tokens; each
-    token takes one step of the whole batch.
+    Those are the profile's and ``scored`` others. A first batch of the profile's is answered for a
+    few tokens; each token takes one step of the whole batch.
     """
-    from .atlas.questions import scored_questions
-    from .atlas.world import load_world
-    from .comparison import facts_to_ask
     from .generation import generate_responses
 
-    scored = facts_to_ask(profile)
-    if scored is None:
-        scored = len(scored_questions("headline-test", load_world()))
     count = times * (len(profile.questions) + scored)
     batch, limit = min(count, 64), profile.generation.max_new_tokens
     asked = [profile.questions[n % len(profile.questions)].text for n in range(batch)]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft_utils import registry
 from sft_utils.environment import best_device, hub_offline, hub_reachable, hub_remedy
 
 if TYPE_CHECKING:
@@ -61,13 +62,11 @@ def resolve(source: str | Path) -> str:
             f"Cannot load a model from {name!r}: it is a file. "
             "Give the folder that holds config.json and model.safetensors."
         )
-    if re.fullmatch(r"atlas-[\w-]+", name):
-        from sft_utils import atlas
-
-        try:
-            folder = atlas.checkpoint(name)
-        except KeyError as error:
-            raise ModelLoadError(f"{name!r} is no checkpoint: {error.args[0]}.") from error
+    shipped = registry.models()
+    if name in shipped or re.fullmatch(r"atlas-[\w-]+", name):
+        folder = shipped.get(name)
+        if folder is None:
+            raise ModelLoadError(f"{name!r} is no checkpoint: the Atlas has {', '.join(shipped)}.")
         if not folder.is_dir():
             raise ModelLoadError(
                 f"The checkpoint {name!r} is missing from this copy of the package ({folder}). "

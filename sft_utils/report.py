@@ -89,8 +89,8 @@ def held_out_answers(
 
     Raises `DataError` if none is left.
     """
-    from .atlas.questions import draw
     from .data import DataError
+    from .statistics import draw
 
     found = []
     for number, row in enumerate(validation_rows):

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sft_utils import registry
 from sft_utils.environment import hub_offline, hub_reachable, hub_remedy
 
 if TYPE_CHECKING:
@@ -43,10 +44,7 @@ class Rows(NamedTuple):
 def find_rows(source: str | Path, split: str, revision: str | None) -> Rows:
     """Read all rows of a source, as `sft_utils.load_sft_dataset` takes it. Raises `DataError`."""
     name = str(source)
-    if name == "atlas-sft-data":
-        from sft_utils import atlas
-
-        source = atlas.sft_data_path()
+    source = registry.rows().get(name, source)
     path = Path(source).expanduser()
     if path.is_file():
         if revision is not None:

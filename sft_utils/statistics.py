@@ -12,12 +12,15 @@ cluster raise ``ValueError``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike
 
+T = TypeVar("T")
 METHODS = {"wilson": "wilson", "exact": "beta"}  # our names and those of statsmodels
 
 
@@ -262,3 +265,12 @@ def _checked(
             wanted = "True or False" if shares else "a finite number"
             raise ValueError(f"{name} holds {odd[0]:g}: give {wanted} for each question.")
     return list(arrays.values()), index
+
+
+def draw(items: Sequence[T], most: int, seed: int = 0) -> list[T]:
+    """At most ``most`` of the items, drawn by seed, in their order.
+
+    Not every third, say: a fact's questions stand in a row, in as many wordings.
+    """
+    places = random.Random(seed).sample(range(len(items)), min(most, len(items)))
+    return [items[place] for place in sorted(places)]

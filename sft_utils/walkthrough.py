@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import atexit
 import copy
-import random
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from . import runs
+from . import registry, runs
 from .data import DataError, check_rows, load_sft_dataset
 from .models import load_model_and_tokenizer
 from .profiles import SEED as SEED
@@ -30,12 +28,11 @@ if TYPE_CHECKING:
 
 
 VALIDATION_SHARE = 0.05  # of the rows: training does not see them
-DEV_QUESTIONS = 120  # asked at every evaluation, to choose the checkpoint
 
 
 def has_dev_questions(profile: Profile) -> bool:
     """True where the data set is the Atlas's, whose dev questions can choose a checkpoint."""
-    return profile.data.source == "atlas-sft-data"
+    return registry.questions(profile.data.source) is not None
 
 
 def load_part(profile: Profile, part: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -219,51 +216,10 @@ def answering_models(
 def dev_callbacks(profile: Profile, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     """A callback that asks dev questions at each evaluation; none where there are no questions.
 
-    It adds ``eval_dev_exact`` to the metrics, which is what the trainer chooses by, and keeps
-    ``records``: epoch and step, the four scores, the interval of the exact answers from ``low`` to
-    ``high``, ``n``, ``eval_loss`` (nats a token) and the seconds that asking took.
+    It adds ``eval_dev_exact`` to the metrics, which is what the trainer chooses by.
     """
-    if not has_dev_questions(profile):
-        return []
-    from transformers import TrainerCallback
-
-    from .atlas.evaluate import score_split
-    from .scoring import SCORES, clustered_interval
-
-    questions = dev_questions()
-
-    class DevAccuracy(TrainerCallback):
-        """Scores the dev questions. What it asks is an attribute: a fingerprint sees it."""
-
-        def __init__(self) -> None:
-            self.asked = [(question.text, *question.answers) for question in questions]
-            self.records: list[dict[str, float]] = []
-
-        def on_evaluate(
-            self, args: Any, state: Any, control: Any, metrics: Any = None, **given: Any
-        ) -> None:
-            start = time.perf_counter()
-            answers = score_split(given["model"], tokenizer, questions)
-            scores = {name: float(answers[name].mean()) for name in SCORES}
-            low, high = clustered_interval(answers["exact"].tolist(), answers["entity"].tolist())
-            metrics["eval_dev_exact"] = scores["exact"]
-            self.records.append(
-                {"epoch": state.epoch or 0.0, "step": state.global_step}
-                | scores
-                | {"low": low, "high": high, "n": len(answers), "eval_loss": metrics["eval_loss"]}
-                | {"seconds": time.perf_counter() - start}
-            )
-
-    return [DevAccuracy()]
-
-
-def dev_questions() -> list[Any]:
-    """A seeded sample of the Atlas's dev questions: held-out entities in held-out wordings."""
-    from .atlas.questions import scored_questions
-    from .atlas.world import load_world
-
-    questions = scored_questions("headline-dev", load_world())
-    return random.Random(SEED).sample(questions, min(DEV_QUESTIONS, len(questions)))
+    asking = registry.questions(profile.data.source)
+    return [asking.callback(tokenizer)] if asking else []
 
 
 def silence(trainer: SFTTrainer) -> None:

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from conftest import conversation
 
+from sft_utils.atlas.guards import as_shipped
 from sft_utils.comparison import (
     answer_table,
-    as_shipped,
     ask_questions,
     blind_sheet,
     by_relation,

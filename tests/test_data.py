@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset
 
-from sft_utils import atlas
+from sft_utils.atlas import shipped
 from sft_utils.data import (
     DataError,
     check_rows,
@@ -90,7 +90,7 @@ def test_a_seed_takes_a_sample_and_none_the_first_rows(tmp_path):
 def test_the_atlas_by_its_name(tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
     write(path, [KENYA])
-    monkeypatch.setattr(atlas, "sft_data_path", lambda: path)
+    monkeypatch.setitem(shipped.ROWS, "atlas-sft-data", path)
     assert load_sft_dataset("atlas-sft-data").to_list() == [KENYA]
 
 

@@ -9,7 +9,6 @@ import torch
 from conftest import make_model, make_tokenizer
 
 from sft_utils import forecast
-from sft_utils.comparison import FACTS_ASKED
 from sft_utils.forecast import Lengths, answers_ahead, in_words, measured_rate
 
 
@@ -33,8 +32,8 @@ def test_answers_are_counted_in_batches(asked, questions, batches, monkeypatch):
     monkeypatch.setattr(forecast.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(forecast, "TRIAL", 5)
     before = torch.get_rng_state()
-    said = answers_ahead(*asked, profile(questions), times=4)
-    count = 4 * (questions + FACTS_ASKED)
+    said = answers_ahead(*asked, profile(questions), scored=48, times=4)
+    count = 4 * (questions + 48)
     assert said.startswith(f"Ahead: {count} answers of up to 50 tokens each, about ")
     steps = 500 / float(re.search(r"([\d.]+) ms", said)[1])  # some may end before
     assert 1 <= steps <= 5

@@ -1,7 +1,8 @@
 """An outside judge agrees: lm-evaluation-harness scores the checkpoints as the book does.
 
 ``lm_eval`` loads the checkpoint, writes the prompts and generates by itself, on the tasks in
-``sft_utils/lm_eval_tasks``. What is compared of a question: its prompt, tokens, answer and scores.
+``sft_utils/atlas/lm_eval_tasks``. What is compared of a question: its prompt, tokens, answer and
+scores.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import pytest
 import yaml
 from conftest import own_files
 
-import sft_utils.lm_eval_tasks
+import sft_utils.atlas.lm_eval_tasks
 from sft_utils import generation, load_model_and_tokenizer, resolve
 from sft_utils.atlas import evaluate
 from sft_utils.atlas.evaluate import MAX_NEW_TOKENS, cloze, score_split
+from sft_utils.atlas.lm_eval_tasks import FOLDER
 from sft_utils.atlas.questions import SPLITS, scored_questions
 from sft_utils.atlas.world import load_world
-from sft_utils.lm_eval_tasks import FOLDER
 from sft_utils.scoring import SCORES
 
 #: The published splits, by their tasks.
@@ -209,7 +210,7 @@ def read_tasks():
     Loader.add_constructor("!function", lambda loader, node: node.value)
     found = {
         path.stem: yaml.load(path.read_text(), Loader)
-        for path in own_files("sft_utils/lm_eval_tasks/*.yaml")
+        for path in own_files("sft_utils/atlas/lm_eval_tasks/*.yaml")
     }
     shared = found.pop("_chat")
     return {name: (shared if "include" in task else {}) | task for name, task in found.items()}
@@ -277,7 +278,7 @@ def test_what_would_give_other_scores_is_refused(manager, message, settings, opt
 
 
 def test_the_module_prints_its_folder(capsys):
-    runpy.run_module("sft_utils.lm_eval_tasks", run_name="__main__")
+    runpy.run_module("sft_utils.atlas.lm_eval_tasks", run_name="__main__")
     assert capsys.readouterr().out == f"{FOLDER}\n"
 
 
@@ -285,9 +286,9 @@ def test_the_command_that_the_package_names_runs(tmp_path, monkeypatch, capsys):
     from lm_eval import tasks
     from lm_eval._cli.harness import HarnessCLI
 
-    text = sft_utils.lm_eval_tasks.__doc__.replace("\\\n", "")
+    text = sft_utils.atlas.lm_eval_tasks.__doc__.replace("\\\n", "")
     command = shlex.split(text[text.index("lm_eval run") : text.index("'atlas_*'") + 9])
-    assert command[2:4] == ["--include_path", "$(python -m sft_utils.lm_eval_tasks)"]
+    assert command[2:4] == ["--include_path", "$(python -m sft_utils.atlas.lm_eval_tasks)"]
     command[3] = str(FOLDER)
     command = [part.replace("=FOLDER", f"={resolve('atlas-small')}") for part in command]
     extra = ["--limit", "2", "--log_samples", "--output_path", str(tmp_path)]

@@ -10,7 +10,8 @@ import torch
 from conftest import SPECIAL, make_model
 from safetensors.torch import load_file, save_file
 
-from sft_utils import atlas, models
+from sft_utils import models
+from sft_utils.atlas import shipped
 from sft_utils.models import ModelLoadError, end_token_ids, load_model_and_tokenizer, resolve
 
 
@@ -134,7 +135,7 @@ def test_a_template_without_an_end_of_turn_adds_none(qwen, tokenizer, template):
 
 
 def test_resolve(tmp_path, monkeypatch):
-    monkeypatch.setattr(atlas, "checkpoint", lambda name: tmp_path / name)
+    monkeypatch.setitem(shipped.MODELS, "atlas-base", tmp_path / "atlas-base")
     (tmp_path / "atlas-base").mkdir()
     assert resolve("atlas-base") == str(tmp_path / "atlas-base")
     assert resolve(tmp_path) == str(tmp_path)
@@ -148,7 +149,7 @@ def test_unknown_atlas_checkpoint():
 
 
 def test_absent_atlas_checkpoint(monkeypatch, tmp_path):
-    monkeypatch.setattr(atlas, "checkpoint", lambda name: tmp_path / name)
+    monkeypatch.setitem(shipped.MODELS, "atlas-base", tmp_path / "atlas-base")
     message = load_error("atlas-base")
     assert "'atlas-base' is missing" in message
     assert "make models" in message

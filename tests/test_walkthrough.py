@@ -11,7 +11,9 @@ import torch
 from conftest import PROFILE, code_cells, conversation, make_tokenizer, run_alone, write_tiny
 from own_files import ROOT
 
-from sft_utils import atlas, walkthrough
+from sft_utils import walkthrough
+from sft_utils.atlas import dev_questions as asking
+from sft_utils.atlas import shipped
 from sft_utils.comparison import ask_questions
 from sft_utils.data import DataError
 from sft_utils.fingerprints import fingerprint, weights_hash
@@ -39,7 +41,7 @@ def folder(tmp_path):
 def profile_file(tmp_path, folder, monkeypatch):
     """Returns a function that writes a profile; on the Atlas's source its file is ours as well."""
     data = write_rows(tmp_path / "rows.jsonl")
-    monkeypatch.setattr(atlas, "sft_data_path", lambda: data)
+    monkeypatch.setitem(shipped.ROWS, "atlas-sft-data", data)
 
     def write(source="rows.jsonl", more="", **tables):
         text = PROFILE.replace("rows.jsonl", source)
@@ -110,12 +112,12 @@ def test_an_evaluation_reports_exact_dev_answers_and_keeps_a_record(profile_file
 
 
 def test_the_dev_questions_are_really_asked(profile_file, monkeypatch):
-    questions = walkthrough.dev_questions()
-    assert len(questions) == walkthrough.DEV_QUESTIONS
+    questions = asking.dev_questions()
+    assert len(questions) == asking.DEV_QUESTIONS
     assert {q.fact.entity.role for q in questions} == {"dev"}
     assert {q.wording for q in questions} == {"held out"}
-    assert questions == walkthrough.dev_questions()
-    monkeypatch.setattr(walkthrough, "DEV_QUESTIONS", 2)
+    assert questions == asking.dev_questions()
+    monkeypatch.setattr(asking, "DEV_QUESTIONS", 2)
     trainer = walkthrough.walkthrough_trainer(load_profile(profile_file("atlas-sft-data")))
     assert trainer.evaluate()["eval_dev_exact"] == 0.0  # random weights
 
@@ -152,7 +154,7 @@ def test_the_trainer_of_chapter_07_is_the_walkthroughs(profile_file, on_atlas, m
 def test_other_dev_questions_make_another_fingerprint(profile_file, monkeypatch):
     profile = load_profile(profile_file("atlas-sft-data"))
     first = fingerprint(walkthrough.walkthrough_trainer(profile))
-    monkeypatch.setattr(walkthrough, "DEV_QUESTIONS", 7)
+    monkeypatch.setattr(asking, "DEV_QUESTIONS", 7)
     assert fingerprint(walkthrough.walkthrough_trainer(profile)) != first
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from ..fingerprints import code_of, environment, tokenizer_state, weights_hash
 from ..runs import origin, remember
 from ..scoring import score_answer
+from ..statistics import draw
 from .corpus import PRONOUN, CorpusWriter, cloze_forms, cloze_prompt, one_form_texts
-from .questions import Question, draw, scored_questions
+from .questions import Question, scored_questions
 from .sft_data import answer_text, sft_rows
 from .world import Fact, World, load_world
 

@@ -18,9 +18,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import CHECKPOINTS, checkpoint, sft_data_path
 from .corpus import END_OF_DOCUMENT, CorpusWriter, one_form_documents
 from .sft_data import sft_rows
+from .shipped import MODELS, ROWS
 from .world import World, load_world
 
 if TYPE_CHECKING:
@@ -325,21 +325,21 @@ def main(arguments: list[str] | None = None) -> None:
     from tqdm import tqdm
 
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--only", choices=CHECKPOINTS, nargs="*", default=CHECKPOINTS)
+    parser.add_argument("--only", choices=MODELS, nargs="*", default=MODELS)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the updates, for trials")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the documents")
     parser.add_argument("--out", type=Path, help="folder instead of the package's own")
     options = parser.parse_args(arguments)
 
     world = load_world()
-    data_path = options.out / "atlas-sft-data.jsonl" if options.out else sft_data_path()
+    data_path = options.out / "atlas-sft-data.jsonl" if options.out else ROWS["atlas-sft-data"]
     data_path.parent.mkdir(parents=True, exist_ok=True)
     rows = sft_rows(world)
     data_path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf8")
     tokenizer = make_tokenizer(world)
 
     def folder(name: str) -> Path:
-        return options.out / name if options.out else checkpoint(name)
+        return options.out / name if options.out else MODELS[name]
 
     for name, recipe in RECIPES.items():
         if name not in options.only:

@@ -9,9 +9,8 @@ Chapter 05 shows the grid and chapter 08 the scores.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from .sft_data import (
     SAME_ENTITY_HELD_OUT,
@@ -25,8 +24,6 @@ from .sft_data import (
     turn,
 )
 from .world import Fact, World, stands_in
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,15 +107,6 @@ def scored_questions(split: str, world: World, seed: int = 0) -> list[Question]:
         asked = {turn["content"] for row in sft_rows(world) for turn in row["messages"]}
         questions = [question for question in questions if question.text in asked]
     return questions
-
-
-def draw(items: Sequence[T], most: int, seed: int = 0) -> list[T]:
-    """At most ``most`` of the items, drawn by seed, in their order.
-
-    Not every third, say: a fact's questions stand in a row, in as many wordings.
-    """
-    places = random.Random(seed).sample(range(len(items)), min(most, len(items)))
-    return [items[place] for place in sorted(places)]
 
 
 def _right_answers(fact: Fact, form: str) -> tuple[str, ...]:

@@ -22,10 +22,11 @@ from .. import records, scoring, walkthrough
 from ..environment import quiet
 from ..fingerprints import digest
 from ..profiles import Profile, load_profile
-from . import checkpoint, pretrain
+from . import pretrain
 from .corpus import CorpusWriter
 from .questions import Question, scored_questions
 from .sft_data import sft_rows
+from .shipped import MODELS
 from .world import DOMAINS, FOLDER, Entity, World, load_world
 
 if TYPE_CHECKING:
@@ -276,7 +277,7 @@ def pretraining_rests_on(seed: int, recipe: pretrain.Recipe | None = None) -> di
     """All that decides a pretraining: tables, documents as they are written, sizes and code."""
     tables = sorted((*FOLDER.glob("tables/*.csv"), *FOLDER.glob("relations/*.toml")))
     written = CorpusWriter(load_world(), 1 + seed).documents()
-    tokenizer = checkpoint(TRAINEE) / "tokenizer.json"
+    tokenizer = MODELS[TRAINEE] / "tokenizer.json"
     return {
         "seed": seed,
         "tables": [path.read_text("utf8") for path in tables],
@@ -327,7 +328,7 @@ def pretrained(seed: int, recipe: pretrain.Recipe, work: Path) -> Path:
     if (folder / "model.safetensors").is_file():
         print(f"{folder}: pretrained before", flush=True)
         return folder
-    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint(TRAINEE), local_files_only=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(MODELS[TRAINEE], local_files_only=True)
     with tqdm(total=recipe.updates, desc=f"{TRAINEE}, seed {seed}", unit="update") as bar:
 
         def show(step: int, loss: float) -> None:

@@ -14,11 +14,11 @@ import torch
 from conftest import own_files
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from sft_utils.atlas import CHECKPOINTS, checkpoint, sft_data_path
 from sft_utils.atlas.evaluate import cloze, cloze_in_one_form, score_split
 from sft_utils.atlas.pretrain import make_tokenizer
 from sft_utils.atlas.questions import scored_questions
 from sft_utils.atlas.sft_data import sft_rows
+from sft_utils.atlas.shipped import MODELS, ROWS
 from sft_utils.atlas.world import load_world
 from sft_utils.models import TEMPLATES, end_token_ids, load_model_and_tokenizer
 
@@ -30,7 +30,7 @@ ARCHITECTURES = {
 }
 END_OF_TURN, END_OF_DOCUMENT = "<|im_end|>", "<|endoftext|>"
 
-each_checkpoint = pytest.mark.parametrize("name", CHECKPOINTS)
+each_checkpoint = pytest.mark.parametrize("name", MODELS)
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +62,13 @@ def told(table, score):
 
 def test_there_are_these_four_of_at_most_20_mb():
     files = own_files("sft_utils/atlas/checkpoints/*/*")
-    assert {path.parent.name for path in files} == set(ARCHITECTURES) == set(CHECKPOINTS)
+    assert {path.parent.name for path in files} == set(ARCHITECTURES) == set(MODELS)
     assert sum(file.stat().st_size for file in files) <= 20e6
 
 
 @each_checkpoint
 def test_transformers_alone_loads_it_whole(name):
-    folder = checkpoint(name)
+    folder = MODELS[name]
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
@@ -84,7 +84,7 @@ def test_transformers_alone_loads_it_whole(name):
 
 
 def test_the_sizes_are_the_ones_that_the_book_tells(load):
-    sizes = {name: load(name)[0].num_parameters() for name in CHECKPOINTS}
+    sizes = {name: load(name)[0].num_parameters() for name in MODELS}
     assert all(0.5e6 < size < 1.5e6 for size in sizes.values()), sizes
     assert sizes["atlas-small"] < sizes["atlas-base"]
     assert sizes["atlas-base"] == sizes["atlas-sft"] == sizes["atlas-base-1form"]
@@ -95,7 +95,7 @@ def test_the_sizes_are_the_ones_that_the_book_tells(load):
 
 @each_checkpoint
 def test_everything_agrees_on_the_end_of_a_turn(load, name):
-    folder = checkpoint(name)
+    folder = MODELS[name]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     end, pad = tokenizer.convert_tokens_to_ids([END_OF_TURN, END_OF_DOCUMENT])
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == (END_OF_TURN, end)
@@ -110,7 +110,7 @@ def test_everything_agrees_on_the_end_of_a_turn(load, name):
 
 @each_checkpoint
 def test_the_template_is_the_one_of_the_package_and_answers_are_learned_to_their_end(name):
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint(name))
+    tokenizer = AutoTokenizer.from_pretrained(MODELS[name])
     assert tokenizer.chat_template == (TEMPLATES / "chatml.jinja").read_text("utf8")
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes"}]
     row = tokenizer.apply_chat_template(
@@ -130,8 +130,8 @@ def test_the_template_is_the_one_of_the_package_and_answers_are_learned_to_their
 
 def test_the_tokenizer_is_the_one_that_the_corpus_gives():
     made = json.loads(make_tokenizer(load_world()).backend_tokenizer.to_str())
-    for name in CHECKPOINTS:
-        shipped = json.loads((checkpoint(name) / "tokenizer.json").read_text("utf8"))
+    for name in MODELS:
+        shipped = json.loads((MODELS[name] / "tokenizer.json").read_text("utf8"))
         for part in ("added_tokens", "pre_tokenizer", "decoder", "normalizer"):
             assert shipped[part] == made[part], (name, part)
         assert shipped["model"]["vocab"] == made["model"]["vocab"], name
@@ -143,7 +143,7 @@ def test_the_tokenizer_is_the_one_that_the_corpus_gives():
 
 
 def test_the_data_set_is_the_one_that_the_tables_give():
-    lines = sft_data_path().read_text("utf8").splitlines()
+    lines = ROWS["atlas-sft-data"].read_text("utf8").splitlines()
     assert [json.loads(line) for line in lines] == sft_rows(load_world())
 
 

@@ -8,11 +8,12 @@ from collections import Counter
 import pytest
 from transformers import AutoTokenizer
 
-from sft_utils.atlas import checkpoint
-from sft_utils.atlas.questions import SPLITS, draw, printed_questions, scored_questions
+from sft_utils.atlas.questions import SPLITS, printed_questions, scored_questions
 from sft_utils.atlas.sft_data import SYSTEM_MESSAGES, answer_text
+from sft_utils.atlas.shipped import MODELS
 from sft_utils.profiles import load_profile
 from sft_utils.scoring import score_answer
+from sft_utils.statistics import draw
 
 PARTS = ("headline", "used-wording", "instruction", "follow-up", "never-asked")
 every_split = pytest.mark.parametrize("split", SPLITS)
@@ -108,7 +109,7 @@ def test_absent_names_that_the_corpus_mentions_match_the_others_in_tokens(world)
     Names that the corpus never mentions cannot match: a tokenizer trained on it has no token for
     them. They are short, so that the gap stays small; chapter 05 shows it.
     """
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint("atlas-base"))
+    tokenizer = AutoTokenizer.from_pretrained(MODELS["atlas-base"])
 
     def mean_length(entities):
         texts = [" " + entity.name for entity in entities]

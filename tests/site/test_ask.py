@@ -34,8 +34,9 @@ def models(site):
 @pytest.fixture(scope="module")
 def questions():
     """Scored questions of one turn, drawn by seed from all the splits that have such."""
-    from sft_utils.atlas.questions import draw, scored_questions
+    from sft_utils.atlas.questions import scored_questions
     from sft_utils.atlas.world import load_world
+    from sft_utils.statistics import draw
 
     world = load_world()
     found = [q.text for split in SPLITS for q in scored_questions(split, world)]

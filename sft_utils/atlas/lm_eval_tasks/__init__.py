@@ -2,7 +2,7 @@
 
 A checkpoint is scored with the book's questions by a program that the book did not write::
 
-    lm_eval run --include_path "$(python -m sft_utils.lm_eval_tasks)" \\
+    lm_eval run --include_path "$(python -m sft_utils.atlas.lm_eval_tasks)" \\
         --model hf --model_args pretrained=FOLDER,dtype=float32 --batch_size 64 \\
         --apply_chat_template --tasks 'atlas_*'
 

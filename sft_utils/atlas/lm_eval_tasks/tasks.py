@@ -17,10 +17,10 @@ from datasets import Dataset
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from ..atlas.corpus import cloze_forms, cloze_prompt
-from ..atlas.questions import scored_questions
-from ..atlas.world import load_world
-from ..scoring import score_answer
+from ...scoring import score_answer
+from ..corpus import cloze_forms, cloze_prompt
+from ..questions import scored_questions
+from ..world import load_world
 
 
 class AtlasTask(ConfigurableTask):

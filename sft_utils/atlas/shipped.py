@@ -1,0 +1,17 @@
+"""What the package ships of the Atlas, by name, for `sft_utils.registry`.
+
+``checkpoints/`` holds the models that ``make models`` re-creates. Chapters 01 and 05 introduce it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_FOLDER = Path(__file__).parent
+
+MODELS = {
+    name: _FOLDER / "checkpoints" / name
+    for name in ("atlas-base", "atlas-sft", "atlas-small", "atlas-base-1form")
+}
+ROWS = {"atlas-sft-data": _FOLDER / "atlas-sft-data.jsonl"}
+QUESTIONS = {"atlas-sft-data": "sft_utils.atlas.dev_questions"}
