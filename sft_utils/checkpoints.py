@@ -9,7 +9,6 @@ chapter 11.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from .runs import _recorders
+from .files import file_hash
+from .fingerprints import recorders_of
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -117,7 +117,7 @@ class WholeCheckpoints(TrainerCallback):
         self.trainer._initial_global_step = 0  # the last line of the log is about the whole run
         for name, values in kept["metrics"].items():
             self.trainer._metrics["train"][name].extend(values)
-        for name, recorder in _recorders(self.trainer).items():
+        for name, recorder in recorders_of(self.trainer).items():
             recorder.records[:] = kept["records"][name]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
@@ -137,7 +137,7 @@ class WholeCheckpoints(TrainerCallback):
             "loss": self.trainer._tr_loss.item(),
             "counted": {n: vars(self.trainer)[n] for n in _COUNTED if n in vars(self.trainer)},
             "metrics": getattr(self.trainer, "_metrics", {}).get("train", {}),
-            "records": {name: found.records for name, found in _recorders(self.trainer).items()},
+            "records": {name: found.records for name, found in recorders_of(self.trainer).items()},
         }
         (checkpoint / self.progress).write_text(json.dumps(progress), encoding="utf-8")
         (checkpoint / EPOCH).mkdir(exist_ok=True)
@@ -219,7 +219,7 @@ def _size_and_sum(path: Path, *, to_disk: bool = False) -> list[Any]:
     with open(path, "r+b") if to_disk else open(path, "rb") as file:
         if to_disk:
             os.fsync(file.fileno())
-        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+        return [path.stat().st_size, file_hash(path)]
 
 
 def _prune(folder: Path, keep: set[str | None]) -> None:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_utils.models import PROBE, special_tokens
-from sft_utils.sources import DataError as DataError
-from sft_utils.sources import Rows, cut, find_rows, names_of, short
+from sft_utils.sources import DataError, Rows, cut, find_rows, names_of, short
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,44 +51,3 @@ def near_duplicates(dataset: Dataset, threshold: float = 0.8) -> pd.DataFrame:
 def _word_runs(text: str, length: int = 3) -> set[str]:
     words = re.findall(r"\w+", text.casefold())
     return {" ".join(words[i : i + length]) for i in range(max(1, len(words) - length + 1))}
-
-
-def exact_duplicates(dataset: Dataset) -> list[tuple[int, int]]:
-    """Return (row, earlier row) for every row whose turns are exactly those of an earlier one.
-
-    The earlier one is the first of its kind, so the length is the number of rows that add nothing
-    new. `near_duplicates` finds those that differ a little. Explained in chapter 05.
-    """
-    first: dict[str, int] = {}
-    found = []
-    for row, messages in enumerate(dataset["messages"]):
-        key = json.dumps([(message["role"], message["content"]) for message in messages])
-        if first.setdefault(key, row) != row:
-            found.append((row, first[key]))
-    return found
-
-
-def leaked(dataset: Dataset, questions: Iterable[Any]) -> list[tuple[int, str]]:
-    """Return (row, question) for every question that a user of that row asks in the same words.
-
-    Case, white space and punctuation do not count. A question is a string or has its ``text``, as
-    a `sft_utils.profiles.Question` has. Explained in chapter 05.
-    """
-    asked: dict[str, list[str]] = defaultdict(list)
-    for question in questions:
-        text = getattr(question, "text", question)
-        if text not in asked[_same(text)]:
-            asked[_same(text)].append(text)
-    return [
-        (row, question)
-        for row, messages in enumerate(dataset["messages"])
-        for words in dict.fromkeys(_same(m["content"]) for m in messages if m["role"] == "user")
-        for question in asked.get(words, ())
-    ]
-
-
-def _same(text: str) -> str:
-    """A text without case, punctuation and white space at will; only these, if it is all of it."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    kept = "".join(" " if unicodedata.category(c)[0] in "PZC" else c for c in plain)
-    return " ".join(kept.split()) or text.strip()

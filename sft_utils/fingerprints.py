@@ -108,6 +108,18 @@ def rows_hash(dataset: Any) -> Any:
     return digest.hexdigest()
 
 
+def recorders_of(trainer: Trainer) -> dict[str, Any]:
+    """The callbacks that keep a list ``records``, by class name; a second of a class is name-2."""
+    found: dict[str, Any] = {}
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(getattr(callback, "records", None), list):
+            name, number = type(callback).__name__, 2
+            while name in found:
+                name, number = f"{type(callback).__name__}-{number}", number + 1
+            found[name] = callback
+    return found
+
+
 def environment(model: Any, device: str) -> dict[str, Any]:
     """What a model's numbers rest on besides its weights: config, versions, how it rounds."""
     import platform

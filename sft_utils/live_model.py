@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import runs
 from .data import markup_tokens
+from .files import draft_folder, write_whole
 from .fingerprints import config_state
 from .generation import render_prompt
 from .models import end_token_ids
@@ -80,9 +81,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path, store: str | Path | No
         raise ExportError(
             f"its exported logits differ from PyTorch's by {worst:.1%} of the largest"
         )
-    draft = Path(f"{path}.tmp")
-    draft.write_bytes(text)
-    os.replace(draft, path)
+    write_whole(Path(path), text)
 
 
 def onnx_logits(model: str | Path | bytes, ids: Sequence[int]) -> np.ndarray:
@@ -108,10 +107,8 @@ def pack(
     them. A model that cannot be exported is listed under ``left_out``, with the reason. The folder
     is an entry of the store, named by what it was made from, and whole. Explained in chapter 12.
     """
-    root = runs._store(store)
-    root.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=root))
-    try:
+    root = runs.store_folder(store)
+    with draft_folder(root) as draft:
         key, described, left_out = hashlib.sha256(_code()), [], []
         for part, model, tokenizer in models:
             name = getattr(profile.models, "trainee" if part == "trained" else part)
@@ -136,8 +133,6 @@ def pack(
             shutil.rmtree(entry, ignore_errors=True)
             os.replace(draft, entry)
         return entry
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def is_whole(folder: Path) -> bool:
@@ -222,16 +217,15 @@ def _graph(model: Any, store: str | Path | None) -> bytes:
     config = config_state(model.config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     key = hashlib.sha256(_code() + json.dumps([config, shapes], sort_keys=True).encode())
-    entry = runs._store(store) / key.hexdigest()
+    entry = runs.store_folder(store) / key.hexdigest()
     for path in entry.glob("*.onnx"):
         if _named("onnx", text := path.read_bytes()) == path.name:
             return text
     text = _trace(model)
     shutil.rmtree(entry, ignore_errors=True)
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=entry.parent))
-    (draft / _named("onnx", text)).write_bytes(text)
-    os.replace(draft, entry)
+    with draft_folder(entry.parent) as draft:
+        (draft / _named("onnx", text)).write_bytes(text)
+        os.replace(draft, entry)
     return text
 
 

@@ -482,3 +482,33 @@ def _box(text: str, token: int, carries: bool) -> str:
     end = "<br>" if text.endswith("\n") else ""
     shown = html.escape(_visible(text)) or "[empty]"
     return f"<span{kind}><i>{shown}</i><small>{mark}{token}</small></span>{end}"
+
+
+def seed_dots(table: pd.DataFrame, *, mean: float, low: float, high: float, alt: str) -> Figure:
+    """A dot for each seed with its interval, and their mean with its own below. Chapter 09.
+
+    ``table`` has a row for each seed and the columns ``label``, ``mean``, ``low`` and ``high``:
+    shares from 0 to 1. ``mean``, ``low`` and ``high`` are those of the seeds together. The axis
+    does not begin at zero. Raises ``ValueError`` if a column is missing or ``alt`` is empty.
+    """
+    _check_shares(table, ("label",), ("mean", "low", "high"))
+    left = 100 * min(low, *table["low"])
+    right = 100 * max(high, *table["high"])
+    together = {"label": "mean of the seeds", "mean": mean, "low": low, "high": high}
+    rows: list[Mapping[Any, Any]] = [*table.to_dict("records"), together]
+
+    def draw(canvas: Any) -> None:
+        axes = canvas.subplots()
+        for y, row in enumerate(rows):
+            last = row is together
+            _interval(axes, y, row["low"], row["high"])
+            axes.plot(100 * row["mean"], y, "D" if last else "o", markersize=8,
+                      color=PALETTE[int(last)], clip_on=False, zorder=6)  # fmt: skip
+            _beside(axes, y, f"{100 * row['mean']:.1f}", 42, ha="right", weight="bold")
+        axes.axvline(100 * mean, color=PALETTE[1], linestyle="--", linewidth=1.4)
+        axes.set_yticks(range(len(rows)), [str(row["label"]) for row in rows])
+        _percent_axis(axes, len(rows), "% of the answers; the axis does not begin at 0")
+        room = 0.08 * (right - left) + 0.5
+        axes.set_xlim(max(0.0, left - room), min(100.0, right + room))
+
+    return _figure(draw, 0.9 + 0.32 * (len(table) + 1), alt)

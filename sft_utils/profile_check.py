@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .data import DataError, check_rows, load_sft_dataset, loss_tokens
+from .data import check_rows, load_sft_dataset, loss_tokens
 from .environment import describe_device, quiet
 from .forecast import Lengths, in_words, measured_rate, work
 from .generation import ChatTemplateError, render_prompt
@@ -38,8 +38,9 @@ from .models import (
 )
 from .profiles import PARTS, SEED, Profile, ProfileError, load_profile
 from .redaction import redact_text
-from .runs import _store
+from .runs import store_folder
 from .scorers import SCORERS
+from .sources import DataError
 from .walkthrough import load_rows, load_trainee, lora_config, make_config
 
 if TYPE_CHECKING:
@@ -380,7 +381,7 @@ def _disk(config: SFTConfig, model: PreTrainedModel, report: Report) -> None:
     saved = 3 * 4 * _trained(model)  # Adam's two averages beside the weights
     count = 2 + bool(config.load_best_model_at_end)  # the newest, the best, and one under way
     count = 0 if config.save_strategy == "no" else count
-    store = _store(None)
+    store = store_folder()
     free = shutil.disk_usage(next(p for p in (store, *store.parents) if p.exists())).free
     report.line(
         "disk",

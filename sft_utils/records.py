@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .files import write_whole
 from .fingerprints import digest, tokenizer_state, weights_hash
 from .results import note_run
-from .runs import train, write_whole
+from .runs import train
 
 if TYPE_CHECKING:
     import pandas as pd

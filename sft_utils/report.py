@@ -89,7 +89,7 @@ def held_out_answers(
 
     Raises `DataError` if none is left.
     """
-    from .data import DataError
+    from .sources import DataError
     from .statistics import draw
 
     found = []

@@ -8,18 +8,17 @@ chapter 07.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .fingerprints import digest, fingerprint, weights_hash
+from .files import draft_folder, file_hash, write_whole
+from .fingerprints import digest, fingerprint, recorders_of, weights_hash
 from .results import note_run
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def train(trainer: Trainer, store: str | Path | None = None) -> Run:
         raise RuntimeError("runs.train keeps runs of one process; call trainer.train() instead.")
     model: Any = trainer.model
     key = fingerprint(trainer)
-    entry = _store(store) / key
+    entry = store_folder(store) / key
     partial = entry.with_name(f"{key}.partial")
     with _turn(entry) as writable:
         run = _recall(trainer, entry, key)
@@ -88,7 +87,7 @@ def _compute(trainer: Trainer, entry: Path, key: str, partial: Path | None) -> R
 
     with _own_random_state(trainer.args.seed):
         seconds = train_resumably(trainer, partial)
-    recorders = _recorders(trainer)
+    recorders = recorders_of(trainer)
     # By way of JSON, so that a record reads the same now as when it is recalled.
     records = json.loads(json.dumps({name: c.records for name, c in recorders.items()}))
     _restore_records(trainer, records)
@@ -114,7 +113,7 @@ def remember(rests_on: Any, compute: Callable[[], Any], store: str | Path | None
     the store is a memo, and an entry that is damaged is computed again.
     """
     key = digest(rests_on)
-    entry = _store(store) / f"{key}.json"
+    entry = store_folder(store) / f"{key}.json"
     with _turn(entry):
         try:
             kept = json.loads(entry.read_text(encoding="utf-8"))
@@ -134,22 +133,11 @@ def remember(rests_on: Any, compute: Callable[[], Any], store: str | Path | None
         return value
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a draft beside it takes its name in one step."""
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
-
-
 # --- The store ---------------------------------------------------------------------------------
 
 
-def _store(store: str | Path | None) -> Path:
+def store_folder(store: str | Path | None = None) -> Path:
+    """The folder of the store: ``store``, ``SFT_RUNS``, or ``.runs`` of the project, or a cache."""
     chosen = store or os.environ.get("SFT_RUNS")
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -189,25 +177,20 @@ def _keep(trainer: Trainer, entry: Path, result: dict[str, Any]) -> bool:
     """
     from safetensors.torch import save_model
 
-    draft: Path | None = None
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=entry.parent))
-        model: Any = trainer.model
-        save_model(model, str(draft / "weights.safetensors"))
-        trainer.state.save_to_json(str(draft / "state.json"))
-        (draft / "result.json").write_text(json.dumps(result), encoding="utf-8")
-        manifest = {name: _file_hash(draft / name) for name in _FILES}
-        (draft / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-        with contextlib.suppress(OSError):
-            os.replace(draft, entry)
+        with draft_folder(entry.parent) as draft:
+            model: Any = trainer.model
+            save_model(model, str(draft / "weights.safetensors"))
+            trainer.state.save_to_json(str(draft / "state.json"))
+            (draft / "result.json").write_text(json.dumps(result), encoding="utf-8")
+            manifest = {name: file_hash(draft / name) for name in _FILES}
+            (draft / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+            with contextlib.suppress(OSError):
+                os.replace(draft, entry)
         return (entry / "manifest.json").is_file()
     except OSError as error:
         warnings.warn(f"The run could not be kept in {entry.parent}: {error}", stacklevel=3)
         return False
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _recall(trainer: Trainer, entry: Path, key: str) -> Run | None:
@@ -219,7 +202,7 @@ def _recall(trainer: Trainer, entry: Path, key: str) -> Run | None:
         return None
     try:
         manifest = json.loads((entry / "manifest.json").read_text(encoding="utf-8"))
-        damaged = [name for name in _FILES if manifest[name] != _file_hash(entry / name)]
+        damaged = [name for name in _FILES if manifest[name] != file_hash(entry / name)]
         if damaged:
             raise ValueError(f"{', '.join(damaged)} changed since it was written")
         result = json.loads((entry / "result.json").read_text(encoding="utf-8"))
@@ -246,25 +229,8 @@ def _discard(entry: Path) -> None:
     shutil.rmtree(grave, ignore_errors=True)
 
 
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _recorders(trainer: Trainer) -> dict[str, Any]:
-    """The callbacks that keep a list ``records``, by class name; a second of a class is name-2."""
-    found: dict[str, Any] = {}
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(getattr(callback, "records", None), list):
-            name, number = type(callback).__name__, 2
-            while name in found:
-                name, number = f"{type(callback).__name__}-{number}", number + 1
-            found[name] = callback
-    return found
-
-
 def _restore_records(trainer: Trainer, records: dict[str, Any]) -> None:
-    for name, callback in _recorders(trainer).items():
+    for name, callback in recorders_of(trainer).items():
         callback.records[:] = records[name]
 
 

@@ -6,7 +6,6 @@ What a row means is told in `sft_utils.data`. Explained in chapter 05.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import reprlib
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_utils import registry
 from sft_utils.environment import hub_offline, hub_reachable, hub_remedy
+from sft_utils.files import file_hash
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,8 +52,7 @@ def find_rows(source: str | Path, split: str, revision: str | None) -> Rows:
                 f"revision={revision!r} was given with the file {path.name}: only a data set on "
                 "the Hub has revisions. Leave it out."
             )
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return read_rows(path)._replace(version=f"sha256 {digest[:16]}")
+        return read_rows(path)._replace(version=f"sha256 {file_hash(path)[:16]}")
     if (
         isinstance(source, Path)
         or path.suffix.lower() in FILE_KINDS

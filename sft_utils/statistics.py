@@ -44,6 +44,16 @@ def mean_interval(
     return float(array.mean() - reach), float(array.mean() + reach)
 
 
+def standard_error(values: ArrayLike, clusters: ArrayLike) -> float:
+    """The standard error of a mean, clustered as in `mean_interval`. Chapter 09.
+
+    With entities as clusters it tells how far a score would move if other entities of the same
+    kind were asked about.
+    """
+    (array,), index = _checked(clusters, values=values)
+    return _standard_error(array, index)
+
+
 def proportion_interval(
     hits: ArrayLike, clusters: ArrayLike | None = None, level: float = 0.95, method: str = "wilson"
 ) -> tuple[float, float]:
@@ -152,27 +162,10 @@ def detectable_difference(
     if len(set(new - old)) == 1:
         raise ValueError(
             f"all {len(old)} differences are {new[0] - old[0]:+g}, with no variance to plan with: "
-            "take two models that differ, or detectable_from_share."
+            "take two models that differ."
         )
     multiplier = sum(t.ppf([0.975, power], index.max()))
     return float(multiplier * _standard_error(new - old, index))
-
-
-def detectable_from_share(
-    share: float, n: int, *, deff: float = 1.0, correlation: float = 0.0, power: float = 0.8
-) -> float:
-    """The same before anything is scored, for two models near ``share`` on ``n`` questions.
-
-    ``(z(0.975) + z(power)) · sqrt(2 (1 - correlation) share (1 - share) deff / n)``, with the
-    `design_effect` as ``deff`` and the ``correlation`` of the two models' answers: 0 is cautious,
-    as models tend to find the same questions hard.
-    """
-    from scipy.stats import norm
-
-    if not 0 < share < 1 or n < 1:
-        raise ValueError(f"share {share:g} of n {n}: give a share between 0 and 1, n from 1 on.")
-    variance = 2 * (1 - correlation) * share * (1 - share) * deff / n
-    return float(sum(norm.ppf([0.975, power])) * variance**0.5)
 
 
 class SeedSummary(NamedTuple):

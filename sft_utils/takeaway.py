@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .card import model_card
+from .files import draft_folder
 from .models import end_token_ids
 from .recipe import run_arguments, tokenizer_of, write_run
 from .results import Measure
@@ -75,9 +74,7 @@ def take_away(
     )  # fmt: skip
     run_arguments(trainer)  # fails here if it fails
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
-    try:
+    with draft_folder(folder.parent) as draft:
         whole = draft / "whole"
         write_run(
             trainer, whole, start=start, train_rows=train_rows,
@@ -86,8 +83,6 @@ def take_away(
         save_model(trainer, whole / "model")
         (whole / "model" / "README.md").write_text(card, encoding="utf-8")
         os.rename(whole, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 

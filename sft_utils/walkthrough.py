@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import registry, runs
-from .data import DataError, check_rows, load_sft_dataset
+from .data import check_rows, load_sft_dataset
 from .models import load_model_and_tokenizer
-from .profiles import SEED as SEED
-from .profiles import Profile, ProfileError, sft_arguments
+from .profiles import SEED, Profile, ProfileError, sft_arguments
+from .sources import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -18,8 +18,7 @@ from sft_utils.data import (
     resolved_version,
     sequence_lengths,
 )
-from sft_utils.duplicates import exact_duplicates, leaked, near_duplicates
-from sft_utils.profiles import Question
+from sft_utils.duplicates import near_duplicates
 
 
 def turn(role, content):
@@ -641,44 +640,3 @@ def test_near_duplicates_are_those_of_all_pairs(threshold):
 def test_near_duplicates_threshold(threshold):
     with pytest.raises(ValueError, match=f"threshold={threshold}"):
         near_duplicates(dataset(KENYA), threshold)
-
-
-def test_exact_duplicates():
-    shouted = row("WHAT is the capital of Kenya?", "It is Nairobi.")
-    data = dataset(KENYA, PERU, shouted, KENYA, PERU, KENYA)
-    assert exact_duplicates(data) == [(3, 0), (4, 1), (5, 0)]
-    assert exact_duplicates(dataset(KENYA, PERU, LONG)) == []
-    # The same words in other turns are another row.
-    assert exact_duplicates(dataset(row("a", "b"), row("a b", "b"), row("b", "a"))) == []
-
-
-def test_leaked():
-    questions = [
-        Question("which animal is the LARGEST"),
-        "What  is the capital\nof Kenya?!",
-        "What is the capital of Chad?",
-        "Hi",
-        Question("Hello."),  # an answer of a row, not a question
-    ]
-    assert leaked(dataset(KENYA, PERU, LONG), questions) == [
-        (0, "What  is the capital\nof Kenya?!"),
-        (2, "Hi"),
-        (2, "which animal is the LARGEST"),
-    ]
-    assert leaked(dataset(PERU), questions) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "question", "same"),
-    [
-        ("What is 1+1-1?", "What is 1-1+1?", False),
-        ("What is 1+1-1?", "what is 1+1-1", True),
-        ("\uff37\uff48\uff4f?", "Who", True),
-        ("Who\u200b is it", "who is it?", True),
-        ("STRASSE", "stra\u00dfe", True),
-        ("???", "!!!", False),
-        ("???", "???", True),
-    ],
-)
-def test_what_counts_as_the_same_words(text, question, same):
-    assert leaked(dataset(row(text, "Yes.")), [question]) == ([(0, question)] if same else [])

@@ -13,9 +13,10 @@ from bs4 import BeautifulSoup
 from conftest import conversation, make_tokenizer
 from datasets import Dataset
 
-from sft_utils.data import DataError, check_rows, display_dataset, load_sft_dataset, loss_tokens
+from sft_utils.data import check_rows, display_dataset, load_sft_dataset, loss_tokens
 from sft_utils.generation import ChatTemplateError, render_prompt
 from sft_utils.models import special_tokens
+from sft_utils.sources import DataError
 
 LONGEST_ERROR = 600  # characters, for one bad row
 MEGABYTE = "x" * 1_000_000

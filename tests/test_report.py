@@ -11,7 +11,7 @@ from conftest import conversation
 from scipy.stats import t
 
 from sft_utils import load_profile, report
-from sft_utils.data import DataError
+from sft_utils.sources import DataError
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}|{% endif %}"

@@ -416,14 +416,14 @@ def test_where_the_store_is(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "book" / "deep").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "book" / "deep")
-    assert runs._store(None) == tmp_path / "cache" / "sft_utils" / "runs"
+    assert runs.store_folder(None) == tmp_path / "cache" / "sft_utils" / "runs"
     for marker in ("_config.yml", "pyproject.toml"):
         (tmp_path / marker).write_text("")
-        assert runs._store(None) == tmp_path / ".runs"
+        assert runs.store_folder(None) == tmp_path / ".runs"
         (tmp_path / marker).unlink()
     monkeypatch.setenv("SFT_RUNS", str(tmp_path / "mine"))
-    assert runs._store(None) == tmp_path / "mine"
-    assert runs._store("here") == Path.cwd() / "here"
+    assert runs.store_folder(None) == tmp_path / "mine"
+    assert runs.store_folder("here") == Path.cwd() / "here"
 
 
 def test_several_processes_of_one_run_are_refused(build, store, monkeypatch):

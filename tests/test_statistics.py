@@ -20,13 +20,13 @@ from statsmodels.stats.proportion import proportion_confint
 from sft_utils.statistics import (
     design_effect,
     detectable_difference,
-    detectable_from_share,
     holm,
     mcnemar,
     mean_interval,
     paired_interval,
     proportion_interval,
     seed_summary,
+    standard_error,
 )
 
 ROUNDS = 1000
@@ -283,28 +283,19 @@ def test_the_detectable_difference_is_seen_four_times_out_of_five():
     assert 0.75 <= seen(before, after, clusters) <= 0.85
 
 
-def test_so_is_the_one_planned_from_a_share():
-    sizes, rng, correlation = np.full(100, 5), np.random.default_rng(12), 0.3
-    needed = detectable_from_share(0.5, 500, deff=1 + 4 * correlation)
-    models = []
-    for share in (0.5 - needed / 2, 0.5 + needed / 2):
-        scale = (1 - correlation) / correlation
-        chance = rng.beta(share * scale, (1 - share) * scale, size=(ROUNDS, 100))
-        models.append(rng.random((ROUNDS, 500)) < np.repeat(chance, 5, axis=1))
-    assert 0.75 <= seen(*models, clusters_of(sizes)) <= 0.85
-
-
 def test_what_makes_a_difference_easier_to_detect():
-    assert detectable_from_share(0.5, 400) == pytest.approx(
-        (1.959964 + 0.841621) * math.sqrt(2 * 0.25 / 400), rel=1e-6
-    )
-    assert detectable_from_share(0.5, 1600) == pytest.approx(detectable_from_share(0.5, 400) / 2)
-    assert detectable_from_share(0.5, 400, correlation=0.75) == pytest.approx(
-        detectable_from_share(0.5, 1600)
-    )
-    assert detectable_from_share(0.5, 400, deff=4) == pytest.approx(detectable_from_share(0.5, 100))
     first, second = columns(*CAVO)
     assert detectable_difference(first, second) < detectable_difference(first, second, power=0.9)
+
+
+def test_the_standard_error_takes_an_entity_as_one():
+    right = [True, False, True, False]
+    assert standard_error(right, list("abcd")) == pytest.approx((0.25 * 4 * 4 / 3) ** 0.5 / 4)
+    twice, alone = (
+        standard_error([True, False] * 2, list("abab")),
+        standard_error(right, list("abcd")),
+    )
+    assert twice > 1.5 * alone / 2**0.5
 
 
 # --- Seeds ------------------------------------------------------------------------------------
@@ -340,8 +331,10 @@ def test_seeds_are_summed_up_by_their_t_interval():
         (lambda: proportion_interval([1, 0], method="wald"), "'wald' is unknown: give one of wils"),
         (lambda: mean_interval([3.5]), "3.5 alone: give two or more"),
         (lambda: seed_summary([0.9]), "0.9 alone: give two or more"),
-        (lambda: detectable_difference([1, 0], [1, 0]), r"all 2 differences are \+0.*from_share"),
-        (lambda: detectable_from_share(1.0, 9), "share 1 of n 9: give a share between 0 and 1"),
+        (
+            lambda: detectable_difference([1, 0], [1, 0]),
+            r"all 2 differences are \+0.*models that differ",
+        ),
     ],
 )
 def test_an_error_names_the_value_and_the_remedy(call, message):

@@ -15,12 +15,12 @@ from sft_utils import walkthrough
 from sft_utils.atlas import dev_questions as asking
 from sft_utils.atlas import shipped
 from sft_utils.comparison import ask_questions
-from sft_utils.data import DataError
 from sft_utils.fingerprints import fingerprint, weights_hash
 from sft_utils.models import ModelLoadError, end_token_ids
 from sft_utils.profiles import ProfileError, load_profile
 from sft_utils.runs import train
 from sft_utils.scoring import SCORES
+from sft_utils.sources import DataError
 
 ROWS = 24
 

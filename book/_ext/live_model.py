@@ -163,7 +163,7 @@ class Live:
         results = getattr(self.app.env, "honest_cache", {}).get(docname, {}).get("results", ())
         made = [entry["text"] for entry in results if entry.get("name") == "ask_pack"]
         with contextlib.chdir(where):
-            found = [runs._store(None) / name for name in made]
+            found = [runs.store_folder() / name for name in made]
         if found and live_model.is_whole(found[0]):
             return found[0]
         LOGGER.info("%s: writing the models as ONNX", docname)

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import draft_folder
 from .corpus import END_OF_DOCUMENT, CorpusWriter, one_form_documents
 from .sft_data import sft_rows
 from .shipped import MODELS, ROWS
@@ -271,9 +272,7 @@ def save_checkpoint(
     model.generation_config = GenerationConfig(
         eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with draft_folder(folder.parent) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, "utf8")
@@ -283,8 +282,6 @@ def save_checkpoint(
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _make_portable(path: Path) -> None:

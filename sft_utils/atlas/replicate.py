@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..plots import Figure
     from ..records import Recorded
     from ..results import Measure
     from ..trainer import LabelOnlyTrainer
@@ -150,15 +149,6 @@ def over_seeds(frames: Mapping[int, pd.DataFrame], score: str) -> Measure:
     )  # fmt: skip
 
 
-def standard_error(frame: pd.DataFrame, score: str) -> float:
-    """The standard error of a score's mean, clustered by entity, as in `statistics`. Chapter 09.
-
-    It tells how far the score would move if other entities of the same kind were asked about.
-    """
-    gaps = (frame[score].astype(float) - frame[score].mean()).groupby(frame["entity"]).sum()
-    return float((len(gaps) / (len(gaps) - 1) * (gaps**2).sum()) ** 0.5 / len(frame))
-
-
 def sd_interval(sd: float, runs: int, level: float = 0.95) -> tuple[float, float]:
     """How well ``runs`` runs tell the standard deviation: the chi-square interval. Chapter 09.
 
@@ -193,38 +183,6 @@ def seeds_needed(sd: float, half_width: float, most: int = 1000) -> int:
         if t.ppf(0.975, seeds - 1) * sd / seeds**0.5 <= half_width:
             return seeds
     raise ValueError(f"More than {most} seeds for {half_width}: ask for a wider interval.")
-
-
-def seed_dots(table: pd.DataFrame, *, mean: float, low: float, high: float, alt: str) -> Figure:
-    """A dot for each seed with its interval, and their mean with its own below. Chapter 09.
-
-    ``table`` has a row for each seed and the columns ``label``, ``mean``, ``low`` and ``high``:
-    shares from 0 to 1. ``mean``, ``low`` and ``high`` are those of the seeds together. The axis
-    does not begin at zero. Raises ``ValueError`` if a column is missing or ``alt`` is empty.
-    """
-    from .. import plots
-
-    plots._check_shares(table, ("label",), ("mean", "low", "high"))
-    left = 100 * min(low, *table["low"])
-    right = 100 * max(high, *table["high"])
-    together = {"label": "mean of the seeds", "mean": mean, "low": low, "high": high}
-    rows: list[Mapping[Any, Any]] = [*table.to_dict("records"), together]
-
-    def draw(canvas: Any) -> None:
-        axes = canvas.subplots()
-        for y, row in enumerate(rows):
-            last = row is together
-            plots._interval(axes, y, row["low"], row["high"])
-            axes.plot(100 * row["mean"], y, "D" if last else "o", markersize=8,
-                      color=plots.PALETTE[int(last)], clip_on=False, zorder=6)  # fmt: skip
-            plots._beside(axes, y, f"{100 * row['mean']:.1f}", 42, ha="right", weight="bold")
-        axes.axvline(100 * mean, color=plots.PALETTE[1], linestyle="--", linewidth=1.4)
-        axes.set_yticks(range(len(rows)), [str(row["label"]) for row in rows])
-        plots._percent_axis(axes, len(rows), "% of the answers; the axis does not begin at 0")
-        room = 0.08 * (right - left) + 0.5
-        axes.set_xlim(max(0.0, left - room), min(100.0, right + room))
-
-    return plots._figure(draw, 0.9 + 0.32 * (len(table) + 1), alt)
 
 
 # --- Other pretrainings ------------------------------------------------------------------------

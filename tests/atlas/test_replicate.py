@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import make_model
 
-from sft_utils import records
+from sft_utils import plots, records
 from sft_utils.atlas import pretrain
 from sft_utils.atlas import replicate as module
 from sft_utils.atlas.corpus import CorpusWriter
@@ -128,7 +128,7 @@ def shipped(tmp_path, tokenizer, monkeypatch):
     def some_questions(split, world):
         return scored_questions(split, world)[::150]
 
-    monkeypatch.setattr(module, "checkpoint", lambda name: folder)
+    monkeypatch.setitem(module.MODELS, module.TRAINEE, folder)
     monkeypatch.setattr(module, "sft_rows", lambda *given, **named: sft_rows(*given, **named)[:40])
     monkeypatch.setattr(module, "scored_questions", some_questions)
     monkeypatch.setattr(pretrain, "RECIPES", {"atlas-small": RECIPE})
@@ -170,15 +170,6 @@ def frame(values, entities, run="a"):
     return table
 
 
-def test_the_standard_error_takes_an_entity_as_one():
-    alone = frame([True, False, True, False], list("abcd"))
-    assert module.standard_error(alone, "exact") == pytest.approx((0.25 * 4 * 4 / 3) ** 0.5 / 4)
-    twice = frame([True, False] * 2, list("abab"))
-    assert (
-        module.standard_error(twice, "exact") > 1.5 * module.standard_error(alone, "exact") / 2**0.5
-    )
-
-
 def test_a_mean_over_seeds_says_how_many_and_which():
     frames = {4: frame([True, False], "ab"), 7: frame([True, True], "ab", "b")}
     mean = module.over_seeds(frames, "exact")
@@ -218,7 +209,7 @@ def test_seeds_that_are_needed():
 def test_the_figure_names_every_seed():
     table = pd.DataFrame({"label": ["seed 0", "seed 1"], "mean": [0.8, 0.9], "low": [0.7, 0.85],
                           "high": [0.85, 0.95]})  # fmt: skip
-    figure = module.seed_dots(table, mean=0.85, low=0.6, high=1.0, alt="Two seeds and their mean.")
+    figure = plots.seed_dots(table, mean=0.85, low=0.6, high=1.0, alt="Two seeds and their mean.")
     for text in ("seed 0", "seed 1", "mean of the seeds", "80.0", "90.0", "85.0"):
         assert text in figure.svg
 
