@@ -7,60 +7,90 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import itertools
 import os
 import random
 import tomllib
-import types
 import typing
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, Field, StrictBool, TypeAdapter, ValidationError
 
 from .redaction import is_secret, redact
+from .sources import DataError, read_rows, short
 
 PROFILE_FILES = Path(__file__).parent / "profile_files"
 SEED = 0  # draws held-out questions and validation rows, and is that of the training
 PARTS = ("base", "reference", "trainee", "control")
 
 
+def _beside(name: str, info: Any) -> str:
+    """The full path of what lies in the profile's folder, ``info.context``; others as they are."""
+    path = Path(info.context, os.path.expanduser(name))
+    return str(path) if name and os.path.exists(path) else name
+
+
+def _template(name: str) -> str:
+    """The name of a template that is there."""
+    from .models import TEMPLATES
+
+    if name and not (os.path.isfile(name) or os.path.isfile(TEMPLATES / name)):
+        raise ValueError(f"no chat template {name!r} beside the profile or in sft_utils/templates.")
+    return name
+
+
+# A model, a data set or a file.
+Name = Annotated[str, AfterValidator(_beside)]
+# `strict`: neither "8" nor true is a number.
+Count = Annotated[int, Field(strict=True, gt=0)]
+Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+
+
 class ProfileError(ValueError):
     """A profile is unknown or badly written. The message says what is, and what would do."""
 
 
+class Table:
+    """What the tables of a profile have in common: a key that is not theirs is refused."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Models:
+class Models(Table):
     """Names of the models, as `sft_utils.load_model_and_tokenizer` takes them.
 
     A revision is a branch, tag or commit of a model on the Hub.
     """
 
-    base: str
-    reference: str | None = None
-    trainee: str
-    control: str | None = None
+    base: Name
+    reference: Name | None = None
+    trainee: Name
+    control: Name | None = None
     base_revision: str | None = None
     reference_revision: str | None = None
     trainee_revision: str | None = None
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Table):
     """The data set, as `sft_utils.load_sft_dataset` takes it; ``rows`` counts on a CPU only."""
 
-    source: str
+    source: Name
     split: str = "train"
     revision: str | None = None
-    rows: int | None = None
+    rows: Count | None = None
     columns: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Prompt(Table):
     """How a conversation is written, and what ends an answer.
 
     ``chat_template`` (a file) and ``chat_template_from`` (a model that has one) are for models
@@ -68,54 +98,54 @@ class Prompt:
     """
 
     system: str | None = None
-    chat_template: str | None = None
-    chat_template_from: str | None = None
+    chat_template: Annotated[Name, AfterValidator(_template)] | None = None
+    chat_template_from: Name | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     stop_tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class GenerationSettings:
+class GenerationSettings(Table):
     """How long an answer may get, in tokens."""
 
-    max_new_tokens: int = 64
+    max_new_tokens: Count = 64
 
 
 @dataclass(frozen=True)
-class SFT:
+class SFT(Table):
     """Arguments for `trl.SFTConfig`, under the names that it gives them; the rest in a table."""
 
-    learning_rate: float
-    num_train_epochs: float
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int = 1
-    logging_steps: int = 10
-    max_length: int | None = 1024
+    learning_rate: Amount
+    num_train_epochs: Amount
+    per_device_train_batch_size: Count
+    gradient_accumulation_steps: Count = 1
+    logging_steps: Count = 10
+    max_length: Count | None = 1024
     lr_scheduler_type: str = "linear"
-    warmup_steps: float = 0.0
-    activation_checkpointing: bool = False
+    warmup_steps: Amount = 0.0
+    activation_checkpointing: StrictBool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Lora:
+class Lora(Table):
     """Arguments for `peft.LoraConfig`, under the names that it gives them."""
 
-    r: int
-    lora_alpha: int
-    lora_dropout: float = 0.0
+    r: Count
+    lora_alpha: Count
+    lora_dropout: Amount = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
 
 
 @dataclass(frozen=True)
-class Scoring:
+class Scoring(Table):
     """Scorers of the questions that have an answer: `sft_utils.scorers.SCORERS`, or some of it."""
 
     scorers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Question:
+class Question(Table):
     """A question asked before and after; ``answer`` is the right value where there is one."""
 
     text: str
@@ -124,14 +154,14 @@ class Question:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOut(Table):
     """``[questions]`` in place of a list: so many are drawn from the data and not trained on."""
 
-    held_out: int
+    held_out: Count
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile:
+class Profile(Table):
     """A profile, table by table as its TOML file has it; `load_profile` makes one.
 
     ``questions`` are the questions themselves, wherever they came from. ``held_out`` of them
@@ -149,6 +179,30 @@ class Profile:
     questions: tuple[Question, ...]
     held_out: int = field(default=0, metadata={"computed": True})  # no key of the file
 
+    def __post_init__(self) -> None:
+        """What no type can tell."""
+        from .data import COLUMNS
+        from .scorers import SCORERS
+
+        _check_names(self.data.columns, COLUMNS, "data: columns")
+        _check_names(self.scoring.scorers, SCORERS, "scoring: scorers")
+        if self.prompt.chat_template and self.prompt.chat_template_from:
+            raise ValueError("prompt: chat_template and chat_template_from are both set. Keep one.")
+        if self.models.reference_revision and not self.models.reference:
+            raise ValueError("models: reference_revision is set and reference is not. Name it.")
+        for key in self.sft.arguments:
+            if key in vars(self.sft):
+                raise ValueError(f"sft: arguments: write {key} in [sft] itself.")
+            if key == "output_dir":
+                raise ValueError("sft: arguments: output_dir is chosen by the pages. Leave it out.")
+        if not (self.questions or self.held_out):
+            raise ValueError("`questions` is empty. Write one [[questions]] at least.")
+        for (text, _), times in Counter((q.text, q.system) for q in self.questions).items():
+            if times > 1:  # it would count as several where the score is one of n questions
+                raise ValueError(
+                    f"questions: {short(redact(text))} is asked {times} times. Ask it once."
+                )
+
 
 def load_profile(name: str | Path | None = None) -> Profile:
     """Read a profile: a shipped one by name, or a TOML file by path.
@@ -164,26 +218,22 @@ def load_profile(name: str | Path | None = None) -> Profile:
     path = _find(name)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a huge number, or lists without an end
         raise ProfileError(f"The profile {path.name} is not valid TOML: {error}.") from error
-    held_out = 0
+    if "held_out" in tables:
+        raise ProfileError(f"{path.name}: held_out is a key of [questions]. Write it there.")
     if isinstance(tables.get("questions"), dict):
-        where = f"{path.name}: questions"
-        held_out = _build(HeldOut, tables["questions"], where).held_out
-        tables["questions"] = []
-        if held_out < 1:
-            raise ProfileError(f"{where}: held_out is {held_out}. Hold out one row at least.")
+        drawn = _build(HeldOut, tables["questions"], f"{path.name}: questions")
+        tables |= {"questions": [], "held_out": drawn.held_out}
     elif isinstance(tables.get("questions"), str):
         tables["questions"] = _read_questions(path, tables["questions"])
     # A file's name need be no text: what cannot be written is replaced, for pages print the name.
     stem = path.stem.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    profile: Profile = _build(Profile, {"name": stem, **tables}, path.name)
-    _check(profile, path, held_out)
-    profile = _with_paths(profile, path)
-    if not held_out:
+    profile = _build(Profile, {"name": stem, **tables}, path.name, context=path.parent)
+    if not profile.held_out:
         return profile
-    questions = _draw_questions(profile.data, held_out, path.name)
-    return dataclasses.replace(profile, questions=questions, held_out=held_out)
+    questions = _draw_questions(profile.data, profile.held_out, path.name)
+    return dataclasses.replace(profile, questions=questions)
 
 
 def sft_arguments(profile: Profile) -> dict[str, Any]:
@@ -199,7 +249,12 @@ def sft_arguments(profile: Profile) -> dict[str, Any]:
     from trl import SFTConfig
 
     where = f"{profile.name}.toml: sft: arguments"
-    given = _build_values(SFTConfig, profile.sft.arguments, where)
+    hints = typing.get_type_hints(SFTConfig)
+    _check_names(profile.sft.arguments, hints, where)
+    given = {
+        name: _build(hints[name], value, f"{where}: {name}", strict=True)
+        for name, value in profile.sft.arguments.items()
+    }
     if given.get("eval_strategy") == "no":  # then there is nothing to choose a checkpoint by
         return {"eval_on_start": False, "load_best_model_at_end": False, **given}
     return given
@@ -222,68 +277,11 @@ def _find(name: str) -> Path:
     )
 
 
-def _check(profile: Profile, path: Path, held_out: int) -> None:
-    """What no type can tell."""
-    from sft_utils.data import COLUMNS
-    from sft_utils.scorers import SCORERS
-
-    models, data, prompt, sft = profile.models, profile.data, profile.prompt, profile.sft
-    if not (profile.questions or held_out):
-        raise ProfileError(f"{path.name}: `questions` is empty. Write one [[questions]] at least.")
-    _check_names(data.columns, COLUMNS, f"{path.name}: data: columns")
-    _check_names(profile.scoring.scorers, SCORERS, f"{path.name}: scoring: scorers")
-    if prompt.chat_template and prompt.chat_template_from:
-        raise ProfileError(
-            f"{path.name}: prompt: chat_template and chat_template_from are both set. Keep one."
-        )
-    if models.reference_revision and not models.reference:
-        raise ProfileError(
-            f"{path.name}: models: reference_revision is set and reference is not. Name the model."
-        )
-    named = {f.name for f in dataclasses.fields(SFT)}
-    for key in sft.arguments:
-        if key in named:
-            raise ProfileError(f"{path.name}: sft: arguments: write {key} in [sft] itself.")
-        if key == "output_dir":
-            raise ProfileError(
-                f"{path.name}: sft: arguments: output_dir is chosen by the pages. Leave it out."
-            )
-
-
-def _with_paths(profile: Profile, path: Path) -> Profile:
-    """What lies beside the profile goes by its full path; other names stay as they are."""
-    from sft_utils.models import TEMPLATES
-
-    def full(name: str | None) -> Any:
-        beside = path.parent / Path(name or "").expanduser()
-        return str(beside) if name and beside.exists() else name
-
-    template = full(profile.prompt.chat_template)
-    if template and not (Path(template).is_file() or (TEMPLATES / template).is_file()):
-        raise ProfileError(
-            f"{path.name}: there is no chat template {template!r}, neither beside the profile nor "
-            f"in sft_utils/templates."
-        )
-    names = {part: full(getattr(profile.models, part)) for part in PARTS}
-    return dataclasses.replace(
-        profile,
-        models=dataclasses.replace(profile.models, **names),
-        data=dataclasses.replace(profile.data, source=full(profile.data.source)),
-        prompt=dataclasses.replace(
-            profile.prompt,
-            chat_template=template,
-            chat_template_from=full(profile.prompt.chat_template_from),
-        ),
-    )
-
-
 # --- Questions ---------------------------------------------------------------------------------
 
 
-def _read_questions(profile: Path, name: str) -> list[dict[str, Any]]:
+def _read_questions(profile: Path, name: str) -> list[Question]:
     """The tables of a JSONL or CSV file, each checked here, where its line is known."""
-    from sft_utils.sources import DataError, read_rows
-
     path = next(
         (p for p in (profile.parent / Path(name).expanduser(), Path(name)) if p.is_file()), None
     )
@@ -299,8 +297,7 @@ def _read_questions(profile: Path, name: str) -> list[dict[str, Any]]:
     found = []
     for number, row in enumerate(table.rows):
         given = {k: v for k, v in row.items() if v} if isinstance(row, dict) else row
-        _build(Question, given, f"{profile.name}: questions: {table.place(number)}")
-        found.append(given)
+        found.append(_build(Question, given, f"{profile.name}: questions: {table.place(number)}"))
     return found
 
 
@@ -338,74 +335,70 @@ def _first_question(messages: Sequence[Mapping[str, Any]]) -> Question | None:
 
 # --- From TOML to dataclasses ------------------------------------------------------------------
 
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """Turn a value from TOML into ``kind``, a field's type or a dataclass, or raise."""
-    if kind is Any:
-        return value
-    origin, options = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        *others, last = [option for option in options if option is not types.NoneType]
-        for option in others:
-            with contextlib.suppress(ProfileError):
-                return _build(option, value, where)
-        return _build(last, value, where)
-    if dataclasses.is_dataclass(kind):
-        return _build_table(kind, value, where)  # type: ignore[arg-type]
-    if origin is tuple:
-        if not isinstance(value, list):
-            what = "tables" if dataclasses.is_dataclass(options[0]) else "values"
-            raise ProfileError(f"{where} must be a list of {what}, not {_quoted(value, where)}.")
-        return tuple(_build(options[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is float and type(value) is int:
-        return float(value)
-    if type(value) is not origin:
-        name = getattr(origin, "__name__", str(origin))
-        raise ProfileError(f"{where} must be of type {name}, not {_quoted(value, where)}.")
-    if origin is dict and options:
-        return {key: _build(options[1], item, f"{where}: {key}") for key, item in value.items()}
-    if origin is list and options:
-        return [_build(options[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-    return value
+WORDS = {  # of TOML, in place of Python's
+    "dataclass_type": "must be a table",
+    "dict_type": "must be a table",
+    "tuple_type": "must be a list",
+}
 
 
-def _build_table(kind: type, table: Any, where: str) -> Any:
-    values = _build_values(kind, table, where)
-    missing = [
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.name not in table
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ProfileError(f"{where}: {', '.join(missing)} is missing.")
-    return kind(**values)
+def _build(kind: Any, value: Any, where: str, **options: Any) -> Any:
+    """A value from TOML as ``kind``, a dataclass or the type of a field; or all that is wrong."""
+    try:
+        return TypeAdapter(kind).validate_python(value, **options)
+    except ValidationError as error:
+        found = error.errors()
+    lines = {}
+    for problem in found:
+        place, at, union = where, value, ""
+        for step in problem["loc"]:
+            if isinstance(step, int):
+                place, at = f"{place}[{step}]", at[step]
+            elif isinstance(at, dict) and (step in at or problem["type"] == "missing"):
+                place, at = f"{place}: {step}", at.get(step)
+            else:  # pydantic's name for one option of a union, of which the last is told
+                union = union or place
+        lines[union or place] = _told(problem, kind, place)
+    # Raised down here, since a traceback would show pydantic's own message, secrets and all.
+    raise ProfileError("\n".join(lines.values()))
 
 
-def _build_values(kind: type, table: Any, where: str) -> dict[str, Any]:
-    """The values of a table, each of the type that the dataclass ``kind`` gives its name."""
-    if not isinstance(table, dict):
-        raise ProfileError(f"{where} must be a table, not {_quoted(table, where)}.")
-    fields = [f.name for f in dataclasses.fields(kind) if not f.metadata.get("computed")]
-    _check_names(table, fields, where)
-    hints = typing.get_type_hints(kind)
-    return {name: _build(hints[name], value, f"{where}: {name}") for name, value in table.items()}
+def _told(problem: Any, kind: Any, place: str) -> str:
+    """A problem that pydantic found, as a message tells it."""
+    if problem["type"] == "unexpected_keyword_argument":
+        *tables, name = problem["loc"]
+        return f"{place.removesuffix(f': {name}')}: {_unknown(name, _keys(kind, tables))}"
+    if problem["type"] == "missing":
+        return f"{place} is missing."
+    if problem["type"] == "value_error":  # of a __post_init__
+        return f"{place}: {problem['ctx']['error']}"
+    words = WORDS.get(problem["type"]) or problem["msg"].replace("Input should be", "must be")
+    name = place.rpartition(": ")[2].partition("[")[0]
+    value = problem["input"]  # nothing of a secret is shown, of which the type is enough
+    shown = f"of type {type(value).__name__}" if is_secret(name) else short(redact(value))
+    return f"{place} {words}, not {shown}."
 
 
-def _quoted(value: Any, where: str) -> str:
-    """A wrong value as a message shows it: nothing of a secret, of which the type is enough."""
-    name = where.rpartition(": ")[2].partition("[")[0]
-    return f"of type {type(value).__name__}" if is_secret(name) else repr(redact(value))
+def _keys(kind: Any, tables: Sequence[str | int]) -> list[str]:
+    """The keys of a table, found from the outermost one by the names of those that it is in."""
+    for name in tables:
+        if isinstance(name, str):
+            hint = typing.get_type_hints(kind)[name]
+            kind = next(filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))))
+    return [f.name for f in dataclasses.fields(kind) if not f.metadata.get("computed")]
 
 
 def _check_names(given: Collection[str], known: Collection[str], where: str) -> None:
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            listed = f" Known: {', '.join(known)}." if len(known) < 20 else ""
-            raise ProfileError(f"{where}: unknown {name}.{hint}{listed}")
+            raise ProfileError(f"{where}: {_unknown(name, known)}")
+
+
+def _unknown(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    listed = f" Known: {', '.join(known)}." if len(known) < 20 else ""
+    return f"unknown {name}.{hint}{listed}"
 
 
 if __name__ == "__main__":

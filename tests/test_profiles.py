@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
+import re
+from typing import get_type_hints
 
 import pytest
 from conftest import conversation, own_files
 
 from sft_utils.profiles import (
+    SFT,
+    Data,
+    GenerationSettings,
     Lora,
     ProfileError,
     Question,
@@ -108,9 +113,9 @@ def test_unknown_profile(name):
     [
         ('base = "my/base"', "", r"mine.toml: models: base is missing"),
         ("[sft]", "[sft]\nlearn = 1", r"sft: unknown learn. Known: learning_rate, .*"),
-        ("learning_rate = 1", "learning_rate = true", "learning_rate must be of type float"),
+        ("learning_rate = 1", "learning_rate = true", "_rate must be a valid number, not True"),
         ("[models]", "[models", "not valid TOML"),
-        (Q, f"[prompt]\nchat_template = 'a'\nchat_template_from = 'b'\n{Q}", "are both set"),
+        (Q, f"[prompt]\nchat_template='chatml.jinja'\nchat_template_from='b'\n{Q}", "are both set"),
         (Q, "[questions]", r"questions: unknown text\. Known: held_out\."),
         (
             Q,
@@ -118,16 +123,65 @@ def test_unknown_profile(name):
             r"scorers: .*\. Did you mean contains\? Known",
         ),
         (Q, f"[prompt]\nstop_tokens = [1]\n{Q}", r"stop_tokens\[0\] must be"),
-        ("[sft]", "columns = {a = 1}\n[sft]", "data: columns: a must be of type str, not 1"),
+        ("[sft]", "columns = {a = 1}\n[sft]", "data: columns: a must be a valid string, not 1"),
         ("[sft]", "columns = {promt = 'q'}\n[sft]", r"unknown promt\. Did you mean prompt\?"),
         (Q, f"[sft.arguments]\nmax_length = 5\n{Q}", "max_length in .sft. it"),
         (Q, f"[sft.arguments]\noutput_dir = 'a'\n{Q}", "output_dir is chosen"),
+        ("[models]", "[[models]]", r"toml: models must be a table, not \[\{"),
+        ("[models]", "held_out = 3\n[models]", r"held_out is a key of \[questions\]\. Write"),
+        ('"Who?"', "1979-05-27", r"questions\[0\]: text must be a valid string, not datetime"),
+        ('"I"', f'"I"\n{Q}\ntext = "Who?"', r"questions: 'Who\?' is asked 2 times\. Ask it once"),
+        ("= 4", "= 4\nactivation_checkpointing = 1", "must be a valid boolean, not 1"),
+        ("learning_rate = 1", "learning_rate = nan", "must be a finite number, not nan"),
+        (
+            Q,
+            f"[lora]\nr = 1\nlora_alpha = 1\ntarget_modules = 3\n{Q}",
+            r"^mine\.toml: lora: target_modules must be a list, not 3\.$",
+        ),
+        (
+            Q,
+            f"[lora]\nr = 8\nlora_alfa = 1\n{Q}",
+            r"lora: lora_alpha is missing\.\nmine\.toml: lora: unknown lora_alfa\. Did you mean",
+        ),
     ],
 )
 def test_badly_written_profiles(profile, old, new, problem):
     assert old in MINIMAL
     with pytest.raises(ProfileError, match=problem):
         profile(MINIMAL.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (f"1{'0' * 400}", r"learning_rate must be a valid number, not 10{9,30}\.\.\."),
+        (f"1{'0' * 5000}", r"mine\.toml is not valid TOML"),
+        ("[" * 5000, r"mine\.toml is not valid TOML"),
+    ],
+    ids=["larger than any float", "more digits than Python reads", "too deep"],
+)
+def test_a_value_without_end(profile, value, problem):
+    with pytest.raises(ProfileError, match=problem):
+        profile(MINIMAL.replace("learning_rate = 1", f"learning_rate = {value}"))
+
+
+@pytest.mark.parametrize("kind", [Data, GenerationSettings, SFT, Lora])
+def test_nothing_else_is_taken_for_a_number(profile, kind):
+    table = "generation" if kind is GenerationSettings else kind.__name__.lower()
+    hints = get_type_hints(kind)
+    numbers = [key for key, hint in hints.items() if hint in (int, float, int | None)]
+    assert numbers
+    for key in numbers:
+        text = re.sub(rf"^{key} = .*\n", "", MINIMAL, flags=re.M)
+        text += "" if f"[{table}]" in text else f"[{table}]\n"
+        for wrong in ("'8'", "true", "[8]", "-8"):
+            with pytest.raises(ProfileError, match=rf"{table}: {key} must be .*, not "):
+                profile(text.replace(f"[{table}]", f"[{table}]\n{key} = {wrong}"))
+
+
+def test_a_name_that_can_be_no_path_is_one_of_the_hub(profile):
+    for name in ("a" * 300, "~nobody/model"):
+        assert profile(MINIMAL.replace("my/base", name)).models.base == name
 
 
 def test_a_reference_is_optional_and_its_revision_needs_it(profile):
@@ -199,8 +253,8 @@ def test_without_evaluation_nothing_is_chosen_by_it(profile):
     ("line", "problem"),
     [
         ("wait_decay = 1", r"mine\.toml: sft: arguments: .* wait_decay\. Did you mean weight_d"),
-        ("packing = 1", "arguments: packing must be of type bool, not 1"),
-        ("label_names = [1]", r"label_names\[0\] must be of type str, not 1"),
+        ("packing = 1", "arguments: packing must be a valid boolean, not 1"),
+        ("label_names = [1]", r"label_names\[0\] must be a valid string, not 1"),
     ],
 )
 def test_an_argument_that_sftconfig_does_not_take(profile, line, problem):
@@ -277,7 +331,7 @@ def test_questions_drawn_from_the_data(with_questions):
     ("count", "problem"),
     [
         ("12", r"mine\.toml: questions: held_out is 12, and the data set has 12 different quest"),
-        ("0", r"mine\.toml: questions: held_out is 0\. Hold out one row"),
+        ("0", r"mine\.toml: questions: held_out must be greater than 0, not 0"),
     ],
 )
 def test_as_many_as_cannot_be_held_out(with_questions, count, problem):

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import re
+import traceback
 from contextlib import redirect_stdout
 
 import pytest
@@ -151,23 +152,24 @@ def test_the_check_says_nothing_secret(profile):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (f'hub_token = ["{SECRET}"]', "hub_token must be of type str, not of type list"),
+        (f'hub_token = ["{SECRET}"]', "hub_token must be a valid string, not of type list"),
         (f'packing = {{ token = "{SECRET}" }}', "not {'token': '<hidden>'}"),
-        (f'packing = "{BY_FORM}"', "packing must be of type bool, not '<hidden>'"),
+        (f'packing = "{BY_FORM}"', "packing must be a valid boolean, not '<hidden>'"),
     ],
 )
 def test_an_error_quotes_no_secret(profile, arguments, problem):
     lines = []
     assert not check_profile(profile(arguments), say=lines.append)
     assert any(problem in line for line in lines) and shows_nothing("\n".join(lines))
-    with pytest.raises(ProfileError, match=re.escape(problem)):
+    with pytest.raises(ProfileError, match=re.escape(problem)) as caught:
         walkthrough.make_config(load_profile(profile(arguments)))
+    assert shows_nothing("".join(traceback.format_exception(caught.value)))
 
 
 def test_arguments_that_are_no_table(profile, tmp_path):
     text = PROFILE.replace("[sft]", f'[sft]\narguments = ["hub_token={SECRET}"]')
     (tmp_path / "mine.toml").write_text(text)
-    with pytest.raises(ProfileError, match="arguments must be of type dict") as caught:
+    with pytest.raises(ProfileError, match="arguments must be a table") as caught:
         load_profile(tmp_path / "mine.toml")
     assert shows_nothing(str(caught.value))
 
