@@ -1,4 +1,4 @@
-"""A trained model's ``README.md``: its use, data, training, scores and limits. Chapter 07."""
+"""A trained model's ``README.md``: its use, data, training, scores and limits."""
 
 from __future__ import annotations
 
@@ -42,8 +42,7 @@ def model_card(
 
     ``rows`` counts those for training and those for validation; the other arguments are those of
     `take_away`. No number is typed: each comes from the trainer or from a `Measure`, and the head
-    is what the Hub reads. Raises ``TypeError`` and ``ValueError`` as `take_away` does. Explained
-    in chapter 07.
+    is what the Hub reads. Raises ``TypeError`` and ``ValueError`` as `take_away` does.
     """
     from huggingface_hub import EvalResult, ModelCardData
 

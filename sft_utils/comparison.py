@@ -384,7 +384,7 @@ def answer_table(
 
 @dataclass(frozen=True)
 class BlindSheet:
-    """Pairs of answers under the letters A and B, and the key: who wrote which. Chapter 08.
+    """Pairs of answers under the letters A and B, and the key: who wrote which.
 
     ``key`` holds, for each question, the names behind A and B.
     """

@@ -425,7 +425,7 @@ def markup_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
     These are the special tokens, and the added tokens with which the chat template opens or ends a
     turn, since not every tokenizer calls these special. Other added tokens are text for which the
-    vocabulary has a place, such as ``<think>`` in the answers of Qwen3. Explained in chapter 02.
+    vocabulary has a place, such as ``<think>`` in the answers of Qwen3.
     """
     found = set(special_tokens(tokenizer))
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
@@ -466,7 +466,7 @@ def text_problems(
 
     A text may hold no token of ``markup`` (`markup_tokens`, if not given), neither as it is nor
     among the ids that the tokenizer makes of it: some normalize a text first, and then full-width
-    letters spell a special token too. Nor may it hold half a character. Explained in chapter 02.
+    letters spell a special token too. Nor may it hold half a character.
     """
     markup = markup_tokens(tokenizer) if markup is None else markup
     by_id = {number: token for token, number in markup.items()}

@@ -1,7 +1,7 @@
 """Files and folders that are there whole or not at all, and the hash of a file.
 
 What is written under a draft's name takes its own name in one step, so that a process that is
-stopped leaves nothing half-written. Chapters 07 and 11.
+stopped leaves nothing half-written.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 ``python -m sft_utils.profiles check mine.toml`` reads the models' configs and the rows, and runs
 a few passes of the model that would be trained. It writes nothing; what it must read of a model
-or data set on the Hub goes to the Hub's cache, as in a build, but no weights do. Explained in
-chapter 01.
+or data set on the Hub goes to the Hub's cache, as in a build, but no weights do.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ class Found:
 
 
 def check_profile(name: str | Path | None = None, say: Callable[[str], None] = print) -> bool:
-    """Say what a profile would do, a line each, and return whether it can. Chapter 01.
+    """Say what a profile would do, a line each, and return whether it can.
 
     ``name`` is that of `load_profile`. Nothing is trained and nothing is written.
     """

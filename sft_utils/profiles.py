@@ -242,7 +242,7 @@ def sft_arguments(profile: Profile) -> dict[str, Any]:
     Without evaluation, ``eval_strategy = "no"``, none is made before the first update either, and
     no best checkpoint is loaded at the end.
 
-    Raises `ProfileError`. Explained in chapter 06.
+    Raises `ProfileError`. Explained in chapter 07.
     """
     if not profile.sft.arguments:
         return {}

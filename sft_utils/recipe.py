@@ -102,7 +102,7 @@ def run_arguments(trainer: SFTTrainer) -> dict[str, Any]:
     ``eos_token`` is the token by which the chat template ends a turn, so that the saved model
     stops there. A metric that TRL does not compute by itself is replaced by the validation loss.
 
-    Raises ``ValueError`` for an argument that is no plain value. Explained in chapter 07.
+    Raises ``ValueError`` for an argument that is no plain value.
     """
     from trl import SFTConfig
 
@@ -144,8 +144,7 @@ def _accelerator_kept() -> Iterator[None]:
 def run_yaml(trainer: SFTTrainer, start: str | Path, revision: str | None = None) -> str:
     """Return the text of ``run.yaml``, which ``trl sft --config run.yaml`` reads.
 
-    Its keys are those of TRL's ``ScriptArguments``, ``SFTConfig`` and ``ModelConfig``. Explained
-    in chapter 07.
+    Its keys are those of TRL's ``ScriptArguments``, ``SFTConfig`` and ``ModelConfig``.
     """
     what: dict[str, Any] = {"model_name_or_path": start_name(start)}
     if revision is not None:
@@ -177,8 +176,7 @@ def run_yaml(trainer: SFTTrainer, start: str | Path, revision: str | None = None
 def train_script(trainer: SFTTrainer, start: str | Path, revision: str | None = None) -> str:
     """Return the text of ``train.py``, which makes the same run as ``run.yaml``, step by step.
 
-    It imports transformers, TRL and datasets, and nothing of this package. Explained in
-    chapter 07.
+    It imports transformers, TRL and datasets, and nothing of this package.
     """
     source = code(start_name(start)) + (f", revision={code(revision)}" if revision else "")
     lora = lora_arguments(trainer)
@@ -229,7 +227,7 @@ def train_script(trainer: SFTTrainer, start: str | Path, revision: str | None = 
 
 
 def write_rows(rows: Dataset, path: Path) -> None:
-    """Write a data set to ``path``, one JSON object a line. Explained in chapter 07."""
+    """Write a data set to ``path``, one JSON object a line."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows.with_format(None):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

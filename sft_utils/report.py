@@ -170,7 +170,7 @@ def likelihood(
     *,
     max_length: float = math.inf,
 ) -> Likelihood:
-    """How likely a model finds ``text`` after a chat ``prompt``. Explained in chapter 04.
+    """How likely a model finds ``text`` after a chat ``prompt``.
 
     Both are tokenized together, as in training, and the tokens of the text are told by their place
     in it: a token that holds the end of the prompt as well counts whole. Only the first

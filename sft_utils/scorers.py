@@ -1,6 +1,6 @@
 """Scorers that a profile names, for questions of its own: each has one answer and no relation.
 
-Chapters 04 and 08 use them; the scores of the Atlas's questions are those of `sft_utils.scoring`.
+The scores of the Atlas's questions are those of `sft_utils.scoring`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 *exact*: the whole answer, case and white space aside. *right value*: a right value stands in the
 first sentence and no other value of that relation does. *value anywhere*: a right value stands
-somewhere. *stops*: the model ended its turn by itself. Chapter 04 introduces them and chapter 08
+somewhere. *stops*: the model ended its turn by itself. Chapter 03 introduces them and chapter 08
 uses them.
 """
 

@@ -94,7 +94,7 @@ def save_model(trainer: SFTTrainer, folder: Path) -> None:
 
     Weights are in safetensors, an adapter is merged into them, and the chat template lies beside
     the tokenizer. The generation config names every token that ends an answer, the one of the
-    template among them, so that ``generate`` stops there. Explained in chapter 07.
+    template among them, so that ``generate`` stops there.
     """
     model: Any = trainer.model
     tokenizer = tokenizer_of(trainer)

@@ -203,7 +203,7 @@ def answering_models(
     """The models that chapter 12 asks, one after another: base, reference, then the one trained.
 
     Triples of part, model and tokenizer. A profile without a reference gives two. The last is
-    that of chapter 07, taken from the store or trained.
+    that of `walkthrough_trainer`, taken from the store or trained.
     """
     for part in ("base", "reference"):
         if getattr(profile.models, part):

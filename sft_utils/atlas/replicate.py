@@ -1,4 +1,4 @@
-"""The fine-tuning of chapter 07 again, from other seeds: a distribution in place of one run.
+"""The fine-tuning of the walk-through again, from other seeds: a distribution in place of one run.
 
 A *replicate* draws anew what a seed can draw: which entities are in the rows, the rows, and their
 order. It is scored on a half of the ``test`` entities, on which nothing was ever chosen; the other
@@ -99,10 +99,10 @@ def replicate_questions(seed: int) -> list[Question]:
 def replicate_trainer(
     profile: Profile, seed: int, start: tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ) -> LabelOnlyTrainer:
-    """The run of chapter 07 with a replicate's rows and order, and no choice of checkpoint.
+    """The walk-through's run with a replicate's rows and order, and no choice of checkpoint.
 
-    The step is the cheaper one, which chapter 08 shows to be the same. A copy of ``start``, a
-    model and its tokenizer, is trained.
+    The step is the cheaper one of `LabelOnlyTrainer`. A copy of ``start``, a model and its
+    tokenizer, is trained. Chapter 09.
     """
     from ..data import check_rows
     from ..trainer import LabelOnlyTrainer

@@ -1,6 +1,6 @@
 """What the package ships of the Atlas, by name, for `sft_utils.registry`.
 
-``checkpoints/`` holds the models that ``make models`` re-creates. Chapters 01 and 05 introduce it.
+``checkpoints/`` holds the models that ``make models`` re-creates.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ A checkpoint is scored with the book's questions by a program that the book did 
 
 ``lm_eval`` loads the model, writes the prompts and generates. Questions and scores are the
 book's own: `tasks` makes them from `sft_utils.atlas` and `sft_utils.scoring`. The tests compare
-the two, question by question. Chapter 08 uses the same splits. The standard errors that
-``lm_eval`` prints take questions as independent; those about one entity are not, so the book's
-intervals, clustered by entity, are wider.
+the two, question by question. The standard errors that ``lm_eval`` prints take questions as
+independent; those about one entity are not, so the book's intervals, clustered by entity, are
+wider.
 """
 
 from pathlib import Path
