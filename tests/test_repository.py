@@ -73,7 +73,7 @@ def test_the_layout_in_the_readme_is_the_real_one():
     block = re.search(r"^## Layout\n\n```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert block is not None
     paths = [line.split()[0] for line in block[1].splitlines()]
-    assert len(paths) == 9
+    assert len(paths) == 10
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
