@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import copy_tree, own_files
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -78,7 +79,8 @@ def test_the_layout_in_the_readme_is_the_real_one():
 
 
 def test_the_repository_has_one_address():
-    for document in ("README.md", "CONTRIBUTING.md", "LICENSE-PROSE", "_config.yml"):
+    named = ("README.md", "CONTRIBUTING.md", "LICENSE-PROSE", "_config.yml", "CITATION.cff")
+    for document in named:
         text = (ROOT / document).read_text("utf8")
         found = set(re.findall(r"github\.com/[\w-]*sft[\w-]*/[\w-]+", text))
         assert found == {"github.com/sft-executed/sft-executed"}, document
@@ -111,11 +113,11 @@ def test_pins_are_exact_and_fit_the_ranges():
 
 
 def test_one_version():
-    assert sft_utils.__version__ == PROJECT["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf8"))
+    assert sft_utils.__version__ == citation["version"] == PROJECT["version"]
     changelog = (ROOT / "CHANGELOG.md").read_text("utf8")
-    assert re.search(
-        rf"^## \[{re.escape(PROJECT['version'])}\] - \d{{4}}-\d\d-\d\d$", changelog, re.M
-    )
+    date = citation["date-released"]
+    assert re.search(rf"^## \[{re.escape(PROJECT['version'])}\] - {date}$", changelog, re.M)
 
 
 # --- Whose files --------------------------------------------------------------------------------
