@@ -1,10 +1,13 @@
 """What the package's modules say of themselves, where that is told, and what they may use."""
 
 import ast
+import copy
 import re
 import runpy
+from graphlib import CycleError, TopologicalSorter
 from importlib.util import resolve_name
 
+import pytest
 from conftest import ROOT, own_files
 
 #: Of each module, by its dotted name, the text as a tree and the package that imports start from.
@@ -74,3 +77,17 @@ def test_no_module_outside_the_atlas_imports_it_or_uses_private_names_of_others(
             wrong += [f"{module} imports {other}" for other, _, _ in found if atlas.match(other)]
         wrong += [f"{module} uses {o}.{n}" for o, n in used if re.match(r"_(?!_)", n)]
     assert wrong == []
+
+
+def test_imports_go_round_in_no_circle():
+    """Inside functions too; what only a type checker reads does not count."""
+    uses = {}
+    for module, tree in copy.deepcopy(MODULES).items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                node.body = []
+        uses[module] = {other for other, _, _ in imports(module, tree) if other in MODULES}
+    try:
+        TopologicalSorter(uses).prepare()
+    except CycleError as error:
+        pytest.fail(f"A circle of imports: {' → '.join(reversed(error.args[1]))}")
