@@ -1,8 +1,9 @@
 """Sphinx extension: what every page has around its text.
 
-A description for search engines and for what a link to the page shows elsewhere (Open Graph), made
-of the page's first sentences with the values that they quote; at the end, what ran to make the
-page, and how long; a page for addresses that do not exist. And the front page's first screen: one
+A description for search engines and for what a link to the page shows elsewhere, made of the page's
+first sentences with the values that they quote (sphinxext.opengraph writes the rest of what is
+shown); at the end, what ran to make the page, and how long; the words of the page for addresses
+that do not exist, which notfound.extension makes. And the front page's first screen: one
 question of a glued table of answers, with the answers side by side.
 """
 
@@ -10,10 +11,10 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import nbformat
 from bs4 import BeautifulSoup, Tag
@@ -84,35 +85,16 @@ def what_ran(app: Sphinx, page: str) -> str:
     return f"<dl>{rows}</dl>"
 
 
-def meta_tags(app: Sphinx, context: dict[str, Any], description: str) -> str:
-    """What the head of a page says of it. The picture shows the models that come with the book."""
-    title = BeautifulSoup(context.get("title") or "", "html.parser").get_text()
-    preview = {
-        "title": title,
-        "description": description,
-        "type": "article",
-        "site_name": app.config.html_title,
-        "url": context.get("pageurl"),
-        "image": f"{app.config.html_baseurl}{Path(PICTURE).name}" if has_picture(app) else None,
-    }
-    tags = [f'<meta name="description" content="{html.escape(description)}">']
-    tags += [
-        f'<meta property="og:{name}" content="{html.escape(text)}">'
-        for name, text in preview.items()
-        if text
-    ]
-    return "".join(f"{tag}\n" for tag in tags)
-
-
-def has_picture(app: Sphinx) -> bool:
-    """Whether there is a picture, and it is of what was built."""
-    return app.tags.has("atlas") and Path(app.confdir, PICTURE).is_file()
-
-
-def add_picture(app: Sphinx) -> None:
-    """``builder-inited``: the picture lies at the top of the site."""
-    if has_picture(app):
-        app.config.html_extra_path.append(PICTURE)  # type: ignore[attr-defined]
+def configure(app: Sphinx) -> None:
+    """``builder-inited``: the site's address and its picture, if there is one of what was built."""
+    config: Any = app.config
+    config.ogp_site_url, config.ogp_site_name = config.html_baseurl, config.html_title
+    if app.tags.has("atlas") and Path(app.confdir, PICTURE).is_file():
+        config.html_extra_path.append(PICTURE)
+        config.ogp_image = Path(PICTURE).name
+    base = config.notfound_urls_prefix = urlsplit(config.html_baseurl).path or "/"
+    front = base + app.builder.get_target_uri(config.master_doc)
+    config.notfound_context = {"title": "Not found", "body": NOT_FOUND.format(front=front)}
 
 
 def add_frame(
@@ -132,13 +114,12 @@ def add_frame(
             '<section class="what-ran" aria-label="What ran">'
             f'<p class="what-ran-title">What ran</p>{what_ran(app, page)}</section>\n'
         )
-    context["metatags"] = context.get("metatags", "") + meta_tags(app, context, description)
-
-
-def extra_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """``html-collect-pages``: what a host shows where nothing is, as GitHub Pages does."""
-    front = app.builder.get_target_uri(app.config.master_doc)  # type: ignore[attr-defined]
-    yield "404", {"title": "Not found", "body": NOT_FOUND.format(front=front)}, "page.html"
+    text = html.escape(description)
+    context["meta"] = (context.get("meta") or {}) | {"og:description": text}
+    tag = f'<meta name="description" content="{text}">\n'
+    context["metatags"] = context.get("metatags", "") + tag
+    if page == "404":
+        context["content_root"] = app.config.notfound_urls_prefix
 
 
 # --- The first screen ----------------------------------------------------------------------------
@@ -180,8 +161,7 @@ def fill_first_screen(app: Sphinx, doctree: nodes.document, page: str) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handlers."""
-    app.connect("builder-inited", add_picture)
-    app.connect("html-page-context", add_frame)
-    app.connect("html-collect-pages", extra_pages)
+    app.connect("builder-inited", configure)
+    app.connect("html-page-context", add_frame, priority=400)  # before sphinxext.opengraph
     app.connect("doctree-resolved", fill_first_screen)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
