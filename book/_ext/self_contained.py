@@ -1,10 +1,11 @@
 """Sphinx extension: the site asks nothing of any other host, and little of its own.
 
 Each page gets one style sheet, one script and a Content-Security-Policy in place of what the theme
-and the extensions of Jupyter Book put into its head. The sheet is the theme's own and ours, one
-after the other, without what only unused icons need; the icons in use are a font of a few KB inside
-it. Formulas are MathML, which browsers draw by themselves. A page with another script of its own
-says in its front matter what the policy has to allow: ``script_src: "'wasm-unsafe-eval'"``.
+and the extensions of Jupyter Book have it load: in ``templates`` are blocks of the theme's pages,
+and here what they are filled with. The sheet is the theme's own and ours, one after the other,
+without what only unused icons need; the icons in use are a font of a few KB inside it. Formulas are
+MathML, which browsers draw by themselves. A page with another script of its own says in its front
+matter what the policy has to allow: ``script_src: "'wasm-unsafe-eval'"``.
 
 Styles may stand inside a page (``'unsafe-inline'``): every drawing of matplotlib and every table of
 pandas has ``style`` attributes, which no hash can name. They can load nothing, since images and
@@ -25,16 +26,17 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from docutils import nodes
 from fontTools import subset
 from fontTools.ttLib import TTFont
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 
 HERE = Path(__file__).parent
 OWN = HERE.parent / "_static"
+TEMPLATES = HERE / "templates"
 #: What the pages used to load, in the order in which it is put together. A ``*`` is a hash.
 STYLES = (
     "basic.css",
@@ -58,23 +60,13 @@ SCRIPTS = (
     "book.js",
 )
 SEARCH = ("language_data.js", "searchtools.js")
-#: Replaced by what is above, or not used: Thebe, MathJax, the icons as a script of 1.5 MB. What
-#: stays is what one page brings with it, in ``_static/live_model``.
-REPLACED = re.compile(
-    r"<script\b(?![^>]*live_model/)[^>]*>.*?</script>\s*"
-    r"|<link\b(?![^>]*live_model/)[^>]*\brel=\"(?:stylesheet|preload)\"[^>]*>\s*"
-    r"|<meta name=\"docsearch:[^>]*>\s*|<div id=\"ethical-ad-placement\".*?</div>\s*"
-    r"|<meta name=\"viewport\"[^>]*>\s*",
-    re.DOTALL,
-)
-#: The theme's bar at the top is hidden, and its buttons too, which its script would take for the
-#: first of their kind: those that are seen would do nothing.
-BAR = re.compile(r"(<header id=\"pst-header\"[^>]*>).*?(</header>)", re.DOTALL)
-#: Handlers in attributes, which the policy forbids (``book.js`` has them), and wrong roles.
-ATTRIBUTE = re.compile(
-    r"(<[a-z]+\b[^>]*?)\s+(?:on[a-z]+=\"[^\"]*\"|role=\"doc-biblioentry\""
-    r"|role=\"list\"(?= class=\"citation-list\"))"
-)
+#: What one page brings with it, and keeps.
+KEPT = "_static/live_model/"
+#: Parts of the theme that are not shown: a bar, whose buttons its script would take for those that
+#: are seen, and advertisements.
+UNUSED = ("theme_navbar_persistent", "theme_primary_sidebar_end")
+#: What Thebe, which is not used, puts under every page.
+SCRIPT = re.compile(r"<script\b.*?</script>", re.DOTALL)
 #: What a page holds and does not show. The search, which marks its words in the pages that it
 #: leads to, would break them: a drawing's title has no place, and a style no room for a mark.
 UNSEEN = re.compile(r"<(title|style)(?=[\s>])(?![^>]*\bclass=)")
@@ -119,44 +111,23 @@ def policy(extra: str = "") -> str:
     return "; ".join(f"{name} {sources}" for name, sources in parts.items())
 
 
-def head(root: str, digest: str, search: bool = False, extra: str = "") -> str:
-    """What stands first in a page's head. ``root`` leads from the page to the site's folder."""
+def finish_page(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """``html-page-context``: what ``templates`` fill in, and nothing that asks elsewhere."""
     scripts = ["_static/site.js"]
-    if search:
+    if page == "search":
         scripts += ["_static/search.js", "searchindex.js"]
-    return (
-        f'<meta http-equiv="Content-Security-Policy" content="{html.escape(policy(extra))}">\n'
-        '  <meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'  <link rel="icon" type="image/svg+xml" href="{root}_static/favicon.svg">\n'
-        f"  <script>{MODE}</script>\n"
-        f'  <link rel="stylesheet" href="{root}_static/site.css?v={digest}">\n'
-        + "".join(f'  <script defer src="{root}{s}?v={digest}"></script>\n' for s in scripts)
-    )
-
-
-def finish_page(text: str, root: str, digest: str, search: bool = False, extra: str = "") -> str:
-    """A page as the theme wrote it, with its head replaced and nothing that asks elsewhere."""
-    text = BAR.sub(r"\1\2", ATTRIBUTE.sub(r"\1", REPLACED.sub("", text)))
-    start, charset, rest = text.partition('<meta charset="utf-8" />')
-    if not charset:
-        raise ValueError("the theme's page has no <meta charset>: its layout has changed.")
-    between, body, rest = rest.partition("<body")
-    rest = UNSEEN.sub(r'<\1 class="nohighlight"', rest)
-    return f"{start}{charset}\n  {head(root, digest, search, extra)}{between}{body}{rest}"
-
-
-def from_the_root(text: str, base: str) -> str:
-    """The page with every link from the root of the host, so that it works at any address."""
-
-    def absolute(link: re.Match[str]) -> str:
-        name, target = link[1], link[2]
-        parts = urlsplit(target)
-        if parts.scheme or parts.netloc or target.startswith(("/", "#")):
-            return link[0]
-        return f'{name}="{base}{target.removeprefix("./")}"'
-
-    text = re.sub(r'\b(href|src|action)="([^"]*)"', absolute, text)
-    return text.replace('data-content_root="./"', f'data-content_root="{base}"')
+    context |= {"site_digest": app.config.site_digest, "site_mode": MODE, "site_scripts": scripts}
+    context |= dict.fromkeys(UNUSED, [])
+    for kind in ("css_files", "script_files"):
+        context[kind] = [f for f in context[kind] if str(f.filename).startswith(KEPT)]
+    extra = (context.get("meta") or {}).get("script_src", "")
+    rules = f'<meta http-equiv="Content-Security-Policy" content="{html.escape(policy(extra))}">'
+    context["metatags"] = f"\n  {rules}\n  {context.get('metatags', '')}"
+    body = UNSEEN.sub(r'<\1 class="nohighlight"', SCRIPT.sub("", context.get("body", "")))
+    body = body.replace(' role="doc-biblioentry"', "")  # roles that the standard has withdrawn
+    context["body"] = body.replace('role="list" class="citation-list"', 'class="citation-list"')
 
 
 def redirect(target: str) -> str:
@@ -252,9 +223,14 @@ def write_assets(app: Sphinx, error: Exception | None) -> None:
         return
     out = Path(app.outdir)
     static = out / "_static"
+    pages = [path for path in out.rglob("*.html") if static not in path.parents]
+    texts = {path: path.read_text("utf-8") for path in pages}
+    if other := [path for path, text in texts.items() if "/scripts/pydata" in text]:
+        raise ExtensionError(
+            f"{other[0]} loads what it should not: the theme's layout has changed."
+        )
     scripts = joined(static, SCRIPTS, ";\n")
-    pages = (path.read_text("utf-8") for path in sorted(out.rglob("*.html")))
-    used = icons_of(scripts).union(*map(icons_of, pages))
+    used = icons_of(scripts).union(*map(icons_of, texts.values()))
     fonts = static / "vendor/fontawesome/webfonts"
     css, _ = with_icons(without_charset(joined(static, STYLES)), used, fonts)
     (static / "site.css").write_text(css, "utf-8")
@@ -299,34 +275,15 @@ def digest_of(files: Iterable[Path]) -> str:
     return state.hexdigest()[:12]
 
 
-def wrap(app: Sphinx) -> None:
-    """``builder-inited``: every page that a template gives goes through `finish_page`."""
-    templates = getattr(app.builder, "templates", None)
-    if app.builder.format != "html" or templates is None:
-        return
-    render = templates.render
-
-    def finished(template: str, context: dict[str, Any]) -> str:
-        text = render(template, context)
-        if "pagename" not in context or "<html" not in text:
-            return text
-        page, digest = context["pagename"], app.config.site_digest
-        extra = (context.get("meta") or {}).get("script_src", "")
-        root = "./" if page == "404" else context.get("content_root", "")
-        text = finish_page(text, root, digest, page == "search", extra)
-        base = urlsplit(app.config.html_baseurl).path or "/"
-        return from_the_root(text, base) if page == "404" else text
-
-    templates.render = finished
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handlers. A change of ours makes Sphinx write every page again, and read none."""
-    files = [*HERE.glob("*.py"), *OWN.glob("*")]
+    files = [*HERE.glob("*.py"), *TEMPLATES.glob("*"), *OWN.glob("*")]
     app.add_config_value("site_digest", digest_of(files), "html", [str])
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.config.html_math_renderer = "mathml"  # type: ignore[attr-defined]
     app.config.html_static_path.append(str(OWN))  # type: ignore[attr-defined]
-    app.connect("builder-inited", wrap)
+    app.config.html_favicon = str(OWN / "favicon.svg")  # type: ignore[attr-defined]
+    app.config.templates_path.insert(0, str(TEMPLATES))  # type: ignore[attr-defined]
+    app.connect("html-page-context", finish_page, priority=900)  # the others have added theirs
     app.connect("build-finished", write_assets, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -9,9 +9,11 @@ import io
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from book.small_book import EXTENSION, JUPYTER_BOOK, SmallBook
 from bs4 import BeautifulSoup
 from fontTools.ttLib import TTFont
 
@@ -21,16 +23,58 @@ sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import page_frame  # noqa: E402
 import self_contained  # noqa: E402
 from docutils import nodes  # noqa: E402
+from sphinx.errors import ExtensionError  # noqa: E402
 
-THEME_PAGE = """<html data-content_root="../"><head>
-<meta charset="utf-8" />
-<script>let a = 1;</script><script src="https://cdn.example/x.js"></script>
-<link href="../_static/a.css" rel="stylesheet" /><link rel="next" href="b.html" />
-</head><body><header id="pst-header" class="bd-header"><button>Search</button></header>
-<button onclick="window.print()" class="x">p</button><pre>onclick="kept"</pre>
-<div role="list" class="citation-list">
-<div class="citation" role="doc-biblioentry">a</div></div>
-</body></html>"""
+#: A book of two pages with the settings that make a page of the theme.
+SMALL_BOOK = {
+    "_config.yml": f"""
+title: Small
+only_build_toc_files: true
+execute: {{execute_notebooks: "off"}}
+bibtex_bibfiles: [book/works.bib]
+html: {{baseurl: https://host.example/small/}}
+sphinx:
+  extra_extensions: [notfound.extension, sphinxext.opengraph]
+  config: {{ogp_social_cards: {{enable: false}}}}
+  local_extensions: {{page_frame: {EXTENSION}, self_contained: {EXTENSION}}}
+""",
+    "_toc.yml": "format: jb-book\nroot: book/index\nchapters: [{file: book/next}]\n",
+    "book/works.bib": "@misc{work, title={Work}, author={A B}, year={2020}}\n",
+    "book/index.md": """---
+script_src: "'wasm-unsafe-eval'"
+---
+# Front
+
+Cited {cite}`work` & "quoted".
+
+```html
+<p onclick="kept">
+```
+
+```{raw} html
+<svg><title>A drawing</title></svg><script src="https://cdn.example/x.js"></script>
+```
+
+```{bibliography}
+```
+""",
+    "book/next.md": "# Next\n\nMore.\n",
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The pages of a small book, by their paths."""
+    book = SmallBook(tmp_path_factory.mktemp("small"))
+    for name, text in SMALL_BOOK.items():
+        book.write(name, text)
+    code, output = book.build(*JUPYTER_BOOK, PYTHONPATH=str(ROOT))
+    assert code == 0, output
+    html = book.root / "_build" / "html"
+    return {
+        name: BeautifulSoup((html / name).read_text("utf8"), "html.parser")
+        for name in ("book/index.html", "search.html", "404.html")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +101,7 @@ def policy_of(soup):
 def test_every_page_has_a_policy_that_names_its_scripts_and_holds(pages):
     for name, soup in pages.items():
         rules, before = policy_of(soup)
-        assert [tag.name for tag in before] == ["meta"], name  # before anything that it rules
+        assert {tag.name for tag in before} == {"meta"}, name  # before anything that it rules
         assert rules["default-src"] == ["'none'"], name
         if soup.find("script"):
             assert "'unsafe-inline'" not in rules["script-src"], name
@@ -138,22 +182,65 @@ def test_the_address_of_the_site_leads_to_the_front_page(pages, site):
 # --- The parts by themselves ---------------------------------------------------------------------
 
 
-def test_a_page_is_finished():
-    text = self_contained.finish_page(THEME_PAGE, "../", "abc", extra="'wasm-unsafe-eval'")
-    soup = BeautifulSoup(text, "html.parser")
-    assert [s.get("src") for s in soup("script")] == [None, "../_static/site.js?v=abc"]
-    [sheet] = soup.select("link[rel=stylesheet]")
-    assert sheet["href"] == "../_static/site.css?v=abc"
-    assert soup.select_one("link[rel=next]")["href"] == "b.html"
+def loaded(soup):
+    """What the page asks for, without the digests; None is a script in the page."""
+    tags = soup.select("script, link[rel=stylesheet], link[rel=preload], link[rel=icon]")
+    urls = [tag.get("src") or tag.get("href") for tag in tags]
+    return [url and re.sub(r"\?v=[0-9a-f]{12}$", "", url) for url in urls]
+
+
+def test_a_page_asks_for_the_files_of_the_site_alone(small):
+    soup, files = small["book/index.html"], ["_static/site.css", "_static/site.js"]
+    icon = "_static/favicon.svg"
+    assert loaded(soup) == [None, *(f"../{file}" for file in (*files, icon))]
+    assert loaded(small["search.html"]) == [
+        None, *files, "_static/search.js", "searchindex.js", icon
+    ]  # fmt: skip
+    assert small["search.html"].select_one("#search-results")
+    assert soup.select_one("link[rel=next]")["href"] == "next.html"
     assert "'wasm-unsafe-eval'" in policy_of(soup)[0]["script-src"]
-    assert str(soup.button) == '<button class="x">p</button>'
-    assert soup.pre.get_text() == 'onclick="kept"'
-    assert not soup.select("[role]")
 
 
-def test_another_layout_of_the_theme_is_an_error():
-    with pytest.raises(ValueError, match="layout has changed"):
-        self_contained.finish_page("<html><head></head></html>", "", "abc")
+def test_a_page_keeps_what_its_policy_and_the_search_allow(small):
+    soup = small["book/index.html"]
+    assert soup.select_one("button.btn-fullscreen-button")
+    assert [a for tag in soup.find_all(True) for a in tag.attrs if a.startswith("on")] == []
+    assert 'onclick="kept"' in soup.pre.get_text()
+    assert [str(title) for title in soup.svg] == ['<title class="nohighlight">A drawing</title>']
+    assert soup.select_one(".citation-list .citation")
+    assert not soup.select(
+        "[role=list], [role=doc-biblioentry], #pst-header *, #ethical-ad-placement"
+    )
+
+
+def test_a_link_to_a_page_shows_its_words(small):
+    tags = small["book/index.html"].find_all("meta", property=True)
+    shown = {tag["property"]: tag["content"] for tag in tags}
+    assert shown == {
+        "og:title": "Front",
+        "og:type": "website",
+        "og:url": "https://host.example/small/book/index.html",
+        "og:site_name": "Small",
+        "og:description": "Cited [B20] & “quoted”. A B. Work. 2020.",
+    }
+
+
+def test_the_page_for_no_address_works_at_any_depth(small):
+    soup = small["404.html"]
+    links = [tag[name] for name in ("href", "src", "action") for tag in soup.select(f"[{name}]")]
+    own = [link for link in links if not link.startswith(("https://host.example/", "#"))]
+    assert len(own) > 8
+    assert [link for link in own if not link.startswith("/small/")] == []
+    assert soup.html["data-content_root"] == "/small/"
+    assert soup.select_one("article a")["href"] == "/small/book/index.html"
+
+
+def test_another_layout_of_the_theme_is_an_error(tmp_path):
+    page = '<html><script src="_static/scripts/pydata-sphinx-theme.js"></script></html>'
+    (tmp_path / "a.html").write_text(page)
+    app = SimpleNamespace(builder=SimpleNamespace(format="html"), outdir=tmp_path)
+    with pytest.raises(ExtensionError, match="a.html loads .* layout has changed"):
+        self_contained.write_assets(app, None)
 
 
 def test_a_missing_file_of_the_theme_is_named(tmp_path):
