@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,13 +35,11 @@ def mean_interval(
     2015, Journal of Human Resources 50:317). Without clusters it is the usual t interval. Very
     skewed values from clusters of very unequal sizes are covered less often than they should be.
     """
-    from scipy.stats import t
-
     (array,), index = _checked(clusters, values=values)
     if len(array) == 1:
         raise ValueError(f"values is {array[0]:g} alone: give two or more.")
-    reach = t.ppf((1 + level) / 2, index.max()) * _standard_error(array, index)
-    return float(array.mean() - reach), float(array.mean() + reach)
+    low, high = _clustered_mean(array, index).conf_int(1 - level)[0]
+    return float(low), float(high)
 
 
 def standard_error(values: ArrayLike, clusters: ArrayLike) -> float:
@@ -199,9 +197,17 @@ def _residuals(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.bincount(index, weights=values - values.mean())
 
 
+def _clustered_mean(values: np.ndarray, index: np.ndarray) -> Any:
+    """The mean as a regression on a constant, whose error statsmodels makes robust to clusters."""
+    import numpy as np
+    from statsmodels.api import OLS
+
+    fit = OLS(values, np.ones_like(values))
+    return fit.fit(cov_type="cluster", cov_kwds={"groups": index}, use_t=True)
+
+
 def _standard_error(values: np.ndarray, index: np.ndarray) -> float:
-    sums = _residuals(values, index)
-    return float((len(sums) / (len(sums) - 1) * (sums @ sums)) ** 0.5 / len(values))
+    return float(_clustered_mean(values, index).bse[0])
 
 
 def _effective_size(hits: np.ndarray, index: np.ndarray, level: float) -> float:
