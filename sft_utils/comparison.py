@@ -121,7 +121,7 @@ def score_sheet(frames: Mapping[str, pd.DataFrame], scores: Iterable[str] = SCOR
     scores = tuple(scores)
     rows = {
         label: {
-            **{SCORE_NAMES.get(score, score): _with_interval(table.loc[score]) for score in scores},
+            **{SCORE_NAMES.get(score, score): with_interval(table.loc[score]) for score in scores},
             "questions": len(frame),
             "entities": frame["entity"].nunique(),
         }
@@ -131,7 +131,7 @@ def score_sheet(frames: Mapping[str, pd.DataFrame], scores: Iterable[str] = SCOR
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _with_interval(row: Any) -> str:
+def with_interval(row: Any) -> str:
     return f"{percent(row['mean'])} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
 
 
@@ -312,7 +312,7 @@ def question_scores(
             shares = set(values) <= {0.0, 1.0}
             if shares or len(values) > 1:
                 low, high = (proportion_interval if shares else mean_interval)(values)
-                cell = _with_interval({"mean": mean, "low": max(0, low), "high": min(1, high)})
+                cell = with_interval({"mean": mean, "low": max(0, low), "high": min(1, high)})
             rows[name][scorer] = cell
     return pd.DataFrame.from_dict(rows, orient="index")
 

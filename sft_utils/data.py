@@ -86,7 +86,7 @@ def load_sft_dataset(
     found = find_rows(source, split, revision)
     columns = columns or {}
     _check_columns(found, columns)
-    problems = _problems(
+    problems = problems_of(
         (partial(_loaded_row_problem, row, columns) for row in found.rows), found.place
     )
     if problems is None:
@@ -234,7 +234,7 @@ def _loaded_row_problem(row: Any, columns: Mapping[str, str]) -> str | None:
         turns = _turns(row, columns)
     except DataError as error:
         return str(error)
-    return _row_problem({"messages": turns}, None, None)
+    return row_problem({"messages": turns}, None, None)
 
 
 def _plain_row(row: Any, columns: Mapping[str, str]) -> dict[str, Messages]:
@@ -265,8 +265,8 @@ def check_rows(
     if max_length is not None and tokenizer is None:
         raise ValueError("max_length is counted in tokens: give the tokenizer as well.")
     markup = markup_tokens(tokenizer) if tokenizer is not None else {}
-    problems = _problems(
-        (partial(_row_problem, row, tokenizer, max_length, markup) for row in dataset),
+    problems = problems_of(
+        (partial(row_problem, row, tokenizer, max_length, markup) for row in dataset),
         lambda row: f"row {row}",
     )
     if problems is None:
@@ -275,7 +275,7 @@ def check_rows(
         raise DataError(problems)
 
 
-def _problems(
+def problems_of(
     checks: Iterable[Callable[[], str | None]], place: Callable[[int], str]
 ) -> str | None:
     """The first five bad rows, a line each, and how many more; None if there is no row at all."""
@@ -294,7 +294,7 @@ def _problems(
     return "\n".join(lines)
 
 
-def _row_problem(
+def row_problem(
     row: Any, tokenizer: Any, max_length: int | None, markup: Mapping[str, int] | None = None
 ) -> str | None:
     """The first problem of a row, or None."""
@@ -328,11 +328,11 @@ def _row_problem(
 def _beginning_problem(tokenizer: Any, text: str, max_length: int) -> str | None:
     """Refuse a text of a million characters by its beginning, without reading all of it."""
     start = text[: 64 * max_length]
-    if len(start) == len(text) or _half_character(start):
+    if len(start) == len(text) or half_character(start):
         return None
     # The cut may lie within a token, and leave it in as many pieces as it has characters.
     pieces = max(map(len, tokenizer.get_vocab()))
-    if len(_ids(tokenizer, [start])[0]) <= max_length + pieces:
+    if len(ids_of(tokenizer, [start])[0]) <= max_length + pieces:
         return None
     return (
         f" has more than max_length={max_length} tokens: the first {len(start)} characters of "
@@ -344,7 +344,7 @@ def _length_problem(tokenizer: Any, messages: Messages, max_length: int) -> str 
     from jinja2 import TemplateError
 
     try:
-        length = len(_token_ids(tokenizer, messages))
+        length = len(conversation_ids(tokenizer, messages))
     except TemplateError as error:
         return (
             f" is refused by the chat template: {cut(str(error))}. Change or drop the row, or "
@@ -382,9 +382,9 @@ def _turn_problem(message: Any) -> str | None:
             f"the content of the {role} is {short(content)}, of type {type(content).__name__}. "
             "It must be text."
         )
-    if all(unicodedata.category(letter) in ("Zs", *_HIDDEN) for letter in content):
+    if all(unicodedata.category(letter) in ("Zs", *HIDDEN) for letter in content):
         return f"the content of the {role} is empty ({short(content)}). Fill it or drop the row."
-    half = _half_character(content)
+    half = half_character(content)
     return f"the content of the {role} {half}" if half else None
 
 
@@ -473,10 +473,10 @@ def text_problems(
     # An unknown character is no markup, unless one token plays several parts.
     if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         by_id.pop(tokenizer.unk_token_id, None)
-    halves = [_half_character(text) for text in texts]
+    halves = [half_character(text) for text in texts]
     whole = [text if half is None else "" for text, half in zip(texts, halves, strict=True)]
     problems = []
-    for text, half, ids in zip(texts, halves, _ids(tokenizer, whole), strict=True):
+    for text, half, ids in zip(texts, halves, ids_of(tokenizer, whole), strict=True):
         written = next((token for token in markup if token in text), None)
         read = next((by_id[number] for number in ids if number in by_id), None)
         if half or not (written or read):
@@ -490,12 +490,12 @@ def text_problems(
     return problems
 
 
-def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """The ids of each text by itself; no warning that it is longer than some model's context."""
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
-def _half_character(text: str) -> str | None:
+def half_character(text: str) -> str | None:
     """Why a text cannot be written down, or None. JSON can spell one half of a surrogate pair."""
     try:
         text.encode("utf-8")
@@ -555,7 +555,7 @@ def display_dataset(dataset: Dataset, rows: int = 3) -> DatasetTable:
 
 
 # Control characters, formatting (zero width, direction), and the two ends of line that are no \n.
-_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def _visible(text: str) -> str:
@@ -563,7 +563,7 @@ def _visible(text: str) -> str:
         r"[^\n\t -~]",
         lambda found: (
             found[0].encode("unicode_escape").decode()
-            if unicodedata.category(found[0]) in _HIDDEN
+            if unicodedata.category(found[0]) in HIDDEN
             else found[0]
         ),
         text,
@@ -630,12 +630,12 @@ def sequence_lengths(
     import pandas as pd
 
     lengths = [
-        len(_token_ids(tokenizer, messages, template_kwargs)) for messages in dataset["messages"]
+        len(conversation_ids(tokenizer, messages, template_kwargs)) for messages in dataset["messages"]
     ]
     return pd.Series(lengths, name="tokens").rename_axis("row")
 
 
-def _token_ids(
+def conversation_ids(
     tokenizer: PreTrainedTokenizerBase,
     messages: Messages,
     template_kwargs: dict[str, Any] | None = None,

@@ -55,7 +55,7 @@ _RC: dict[str, Any] = {
 }
 
 # The theme puts every HTML output on a light panel in dark mode; ours need none.
-_NO_PANEL = (
+NO_PANEL = (
     "html[data-theme=dark] .bd-content div.cell_output .text_html:has(div.sft-view)"
     "{background:none;color:inherit;padding:0}"
 )
@@ -70,7 +70,7 @@ class Figure:
 
     def _repr_html_(self) -> str:
         return (
-            f'<div class="sft-view"><style>{_NO_PANEL}</style>\n'
+            f'<div class="sft-view"><style>{NO_PANEL}</style>\n'
             f'<figure role="img" aria-label="{html.escape(self.alt)}" '
             f'style="margin:0;overflow-x:auto">\n{self.svg}\n</figure></div>'
         )
@@ -440,7 +440,7 @@ class LossView:
         boxes = "\n".join(_box(*token) for token in self.tokens)
         count = sum(carries for *_, carries in self.tokens)
         return (
-            f'<div class="sft-view sft-loss"><style>{_NO_PANEL}{_STYLE}</style>\n'
+            f'<div class="sft-view sft-loss"><style>{NO_PANEL}{_STYLE}</style>\n'
             f"<p>Each box is a token with its id below. <b>{MARK}, bold and underlined: carries "
             f"loss</b> ({count} of {len(self.tokens)} tokens). Plain, in a thin border: "
             f"read only, no loss. ␣ is a space, ↵ a line break.</p>\n{boxes}\n</div>"

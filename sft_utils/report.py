@@ -262,7 +262,7 @@ def ask_held_out(
     rows = []
     for held, said in zip(held_out, given, strict=True):
         found = likelihood(model, tokenizer, said.prompt, held.answer, max_length=most)
-        text_ids = _text_ids(said)
+        text_ids = answer_ids(said)
         rows.append(
             {
                 "row": held.row,
@@ -386,7 +386,7 @@ def held_out_figure(frames: Mapping[str, pd.DataFrame]) -> Figure:
             low, high = (found.value if end is None else end for end in (found.low, found.high))
             dots.append(
                 {"label": label, "measure": title, "value": scale * found.value,
-                 "low": scale * low, "high": scale * high, "text": _number(found, found.value)}
+                 "low": scale * low, "high": scale * high, "text": in_unit(found, found.value)}
             )  # fmt: skip
     words = "; ".join(f"{dot['label']}, {dot['measure']}: {dot['text']}" for dot in dots)
     return dot_panels(pd.DataFrame(dots), alt=f"Held-out answers. {words}.")
@@ -421,7 +421,7 @@ def how_it_ends(answers: Iterable[Generation]) -> str:
     """
     given = list(answers)
     stops = sum(answer.stopped for answer in given) / len(given)
-    repeated = sum(repetition(_text_ids(answer)) for answer in given) / len(given)
+    repeated = sum(repetition(answer_ids(answer)) for answer in given) / len(given)
     if stops >= NEARLY_ALL:
         ending = "ends nearly all of its answers by itself"
     elif stops <= HARDLY_ANY:
@@ -434,7 +434,7 @@ def how_it_ends(answers: Iterable[Generation]) -> str:
 # --- What they share ---------------------------------------------------------------------------
 
 
-def _text_ids(answer: Generation) -> list[int]:
+def answer_ids(answer: Generation) -> list[int]:
     """The tokens of an answer without the one that ended it."""
     return answer.token_ids[:-1] if answer.stopped else answer.token_ids
 
@@ -482,14 +482,14 @@ def _paired_shares(
 
 def _shown(measure: Measure) -> str:
     if measure.low is None or measure.high is None:
-        return _number(measure, measure.value)
+        return in_unit(measure, measure.value)
     ends = " to ".join(
-        _number(measure, end).removesuffix(" %") for end in (measure.low, measure.high)
+        in_unit(measure, end).removesuffix(" %") for end in (measure.low, measure.high)
     )
-    return f"{_number(measure, measure.value)} ({ends})"
+    return f"{in_unit(measure, measure.value)} ({ends})"
 
 
-def _number(measure: Measure, number: float) -> str:
+def in_unit(measure: Measure, number: float) -> str:
     return percent(number) if measure.unit == "%" else f"{number:,.2f}"
 
 
