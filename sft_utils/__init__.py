@@ -10,7 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "ModelLoadError": "models",
+    "ModelLoadError": "hub",
     "end_token_ids": "models",
     "load_model_and_tokenizer": "models",
     "resolve": "models",
@@ -19,13 +19,13 @@ _EXPORTS = {
     "generate_responses": "generation",
     "render_prompt": "generation",
     "test_model_with_questions": "generation",
-    "DataError": "sources",
-    "check_rows": "data",
-    "display_dataset": "data",
-    "load_sft_dataset": "data",
-    "loss_tokens": "data",
-    "near_duplicates": "duplicates",
-    "sequence_lengths": "data",
+    "DataError": "data.readers",
+    "check_rows": "data.checks",
+    "display_dataset": "views.tables",
+    "load_sft_dataset": "data.rows",
+    "loss_tokens": "data.loss_mask",
+    "near_duplicates": "data.duplicates",
+    "sequence_lengths": "data.loss_mask",
     "Profile": "profiles",
     "ProfileError": "profiles",
     "load_profile": "profiles",
@@ -34,9 +34,9 @@ _EXPORTS = {
     "quiet": "environment",
     "seed_everything": "environment",
     "versions": "environment",
-    "Run": "runs",
-    "fingerprint": "fingerprints",
-    "train": "runs",
+    "Run": "training.runs",
+    "fingerprint": "training.fingerprints",
+    "train": "training.runs",
     "glue": "results",
 }
 

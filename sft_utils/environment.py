@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -166,83 +165,6 @@ def quiet() -> None:
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     constants.HF_HUB_DISABLE_TELEMETRY = True
-
-
-def hub_reachable(timeout: float = 5.0) -> bool:
-    """Return whether the Hub answers, asked once, in ``timeout`` seconds at the most.
-
-    The libraries ask five times with growing pauses, for every file: without a network, half a
-    minute of waiting before an error that could be given at once.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=timeout)
-    except Exception:  # whatever the HTTP library of the day calls it
-        return False
-    return True
-
-
-def hub_remedy(error: BaseException, name: str, kind: str = "model") -> str | None:
-    """Say what to do about ``error``, met while a model or data set was asked of the Hub.
-
-    ``kind`` is ``"model"`` or ``"data set"``. None if neither the Hub's answer nor a connection
-    that broke off is behind it.
-    """
-    from huggingface_hub import constants, errors
-
-    cause: BaseException | None = error
-    while cause is not None and getattr(cause, "response", None) is None:
-        if type(cause).__module__.startswith("httpx") or "Consistency check failed" in str(cause):
-            return "the download broke off, and what had arrived is not used. Run this again."
-        cause = cause.__cause__ or cause.__context__
-    if cause is None:
-        return None
-    page = f"{constants.ENDPOINT}/{name if kind == 'model' else f'datasets/{name}'}"
-    if isinstance(cause, errors.GatedRepoError):
-        return f"it is gated. Accept its terms at {page} and log in with `hf auth login`."
-    if isinstance(cause, errors.RepositoryNotFoundError):
-        return (
-            f"{constants.ENDPOINT} knows no {kind} of that name, or it is private. Check the name; "
-            "if it is private, log in with `hf auth login`."
-        )
-    if isinstance(cause, errors.RevisionNotFoundError):
-        return f"it has no such revision. Give a branch, tag or commit of {page}/commits/main."
-    if isinstance(cause, errors.EntryNotFoundError):
-        return f"a file of it is missing from {page}. Try another revision."
-    response: Any = cause.response  # type: ignore[attr-defined]
-    status, headers = response.status_code, response.headers
-    if status in (401, 403):
-        return (
-            f"{constants.ENDPOINT} answered {status}: your access token is not valid, or may not "
-            "read it. Log in again with `hf auth login`, or out with `hf auth logout`."
-        )
-    if status == 429 or status >= 500:
-        wait = headers.get("Retry-After") or "".join(
-            re.findall(r"r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("RateLimit", ""))
-        )
-        when = f"in {wait} s" if wait.isdigit() else f"after {wait}" if wait else "later"
-        what = "there were too many requests" if status == 429 else "it is out of order"
-        return f"{constants.ENDPOINT} answered {status}: {what}. Run this again {when}."
-    return None
-
-
-@contextlib.contextmanager
-def hub_offline(offline: bool = True) -> Iterator[None]:
-    """Keep the libraries from asking the Hub while the block runs; with False, do nothing."""
-    import datasets
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    try:
-        if offline:
-            constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def _processor_name() -> str | None:

@@ -11,14 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sft_utils.data import text_problems
-from sft_utils.environment import torch_random_state
-from sft_utils.models import end_token_ids
+from .chat import Messages, text_problems
+from .environment import torch_random_state
+from .models import end_token_ids
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-Messages = list[dict[str, Any]]
 
 
 class ChatTemplateError(ValueError):
@@ -56,7 +54,7 @@ def render_prompt(
 
     Raises `ChatTemplateError` if the tokenizer has no chat template, if the template refuses the
     conversation, if the last turn is the assistant's, or if a turn would be read as one of the
-    tokenizer's special tokens, which could forge a turn (see `sft_utils.data.text_problems`).
+    tokenizer's special tokens, which could forge a turn (see `sft_utils.chat.text_problems`).
     """
     name = tokenizer.name_or_path or "this model"
     if not tokenizer.chat_template:

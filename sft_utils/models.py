@@ -5,7 +5,6 @@ Explained in chapter 02.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import warnings
@@ -13,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_utils import registry
-from sft_utils.environment import best_device, hub_offline, hub_reachable, hub_remedy
+from . import registry
+from .chat import end_of_turn_id
+from .environment import best_device
+from .hub import ModelLoadError, fetch, hub_offline, load_error
 
 if TYPE_CHECKING:
     import torch
@@ -22,27 +23,9 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-# A word that no template and no end-of-turn text contains.
-PROBE = "Zyzzyva"
-
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
 
 _PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
-
-# What is downloaded of a model: what lies at the top, in one format. The small files alone tell all
-# but the weights.
-_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
-_OTHER_FILES = ["*/*", "consolidated*"]
-
-_WAYS_OUT = """Ways out:
-  - connect to the network and run this again;
-  - set HF_HOME to a cache that already holds it;
-  - set SFT_PROFILE=atlas to use the models that ship with the book;
-  - download it elsewhere and give the path of the local folder."""
-
-
-class ModelLoadError(RuntimeError):
-    """A model or its tokenizer cannot be loaded whole. The message says what to do."""
 
 
 def resolve(source: str | Path) -> str:
@@ -186,29 +169,6 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return sorted(found)
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the text of every token that is markup: met in a text, it would be read as that."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return sorted(added | set(tokenizer.all_special_tokens))
-
-
-def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that the chat template writes after an assistant's answer, if it is one token."""
-    if not tokenizer.chat_template:
-        return None
-    conversation = [
-        {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": PROBE},
-    ]
-    try:
-        text = tokenizer.apply_chat_template(conversation, tokenize=False)
-    except Exception:  # a template may refuse any conversation it likes
-        return None
-    _, _, after = str(text).rpartition(PROBE)
-    ids = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"]
-    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
-
-
 def _torch_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     import torch
 
@@ -293,77 +253,6 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
         raise load_error(str(source), True, True, error, options.get("revision")) from error
 
 
-def fetch(source: str, revision: str | None, weights: bool = True) -> Path:
-    """Download what the cache lacks of a model, and return its folder, named by the commit.
-
-    Left to themselves, the libraries take a file that they cannot get for one that is not there
-    (the chat template, say), and a file of a newer commit together with older ones.
-    """
-    from huggingface_hub import constants, snapshot_download
-
-    offline = not hub_reachable()  # else its silence would be waited for, file by file
-    before = set(_cache_folder(source).glob("snapshots/*/*"))
-    try:
-        folder = Path(
-            snapshot_download(
-                source,
-                revision=revision,
-                allow_patterns=[*_SMALL_FILES, *(["*.safetensors"] if weights else [])],
-                ignore_patterns=_OTHER_FILES,
-                local_files_only=offline,
-            )
-        )
-        new = [path for path in folder.iterdir() if path.is_file() and path not in before]
-        damaged = _damaged(source, folder.name, new) if new and not offline else []
-    except Exception as error:
-        raise load_error(source, False, offline, error) from error
-    if damaged:
-        for path in damaged:
-            path.resolve().unlink()
-            path.unlink(missing_ok=True)
-        names = ", ".join(path.name for path in damaged)
-        raise ModelLoadError(
-            f"Cannot load the model {source!r}: {names} arrived damaged, for the sum is another "
-            f"than {constants.ENDPOINT} lists for commit {folder.name}. The copy was deleted; run "
-            "this again to download it anew."
-        )
-    if weights and not any(folder.glob("*.safetensors")):
-        if offline:
-            raise load_error(source, False, True, FileNotFoundError(f"no weights in {folder}"))
-        raise ModelLoadError(
-            f"The model {source!r} offers no weights as safetensors at commit {folder.name}. Other "
-            "formats can run any code that they contain, so they are not read. Name a revision or "
-            "a copy that has model.safetensors."
-        )
-    return folder
-
-
-def _cache_folder(source: str) -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE, "models--" + source.replace("/", "--"))
-
-
-def _damaged(source: str, commit: str, files: Sequence[Path]) -> list[Path]:
-    """Those of a model's files whose sum is not the one that the Hub lists."""
-    from huggingface_hub import HfApi
-
-    listed = {entry.path: entry for entry in HfApi().list_repo_tree(source, revision=commit)}
-    found = []
-    for path in files:
-        entry: Any = listed[path.name]
-        if entry.lfs is not None:
-            digest, expected = hashlib.sha256(), entry.lfs.sha256
-        else:  # as git counts it
-            digest, expected = hashlib.sha1(b"blob %d\0" % path.stat().st_size), entry.blob_id
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        if digest.hexdigest() != expected:
-            found.append(path)
-    return found
-
-
 def check_folder(folder: Path, revision: str | None = None) -> None:
     """Raise if a local folder cannot be a whole, safe checkpoint."""
     if revision is not None:
@@ -394,40 +283,6 @@ def check_folder(folder: Path, revision: str | None = None) -> None:
             f"The folder {folder} holds no weights: model.safetensors is missing. "
             "Save or copy the model again."
         )
-
-
-def load_error(
-    source: str, local: bool, offline: bool, error: Exception, commit: str | None = None
-) -> ModelLoadError:
-    """The error to raise for one of the libraries', with what to do about it."""
-    reason = f"{type(error).__name__}: {str(error).strip()}"
-    if local and commit is not None:
-        return ModelLoadError(
-            f"Cannot load the model {source!r} from its copy at commit {commit}. A file in it is "
-            "damaged, missing, or of a kind that transformers does not know without the model's "
-            f"own code, which is never run. To download it anew, delete {_cache_folder(source)}."
-            f"\n{reason}"
-        )
-    if local:
-        return ModelLoadError(
-            f"Cannot load the model in {source!r}. A file in it is damaged, incomplete or of a "
-            f"kind that transformers does not know; save or copy the model again.\n{reason}"
-        )
-    if offline:
-        from huggingface_hub import constants
-
-        return ModelLoadError(
-            f"Cannot load the model {source!r}: it is no local folder, it is not whole in the "
-            f"cache ({constants.HF_HUB_CACHE}), and {constants.ENDPOINT} cannot be reached.\n"
-            f"{_WAYS_OUT}\n{reason}"
-        )
-    if remedy := hub_remedy(error, source):
-        return ModelLoadError(f"Cannot load the model {source!r}: {remedy}\n{reason}")
-    return ModelLoadError(
-        f"Cannot load the model {source!r} from the Hub. Check its name and, if it is gated, "
-        "accept its terms and log in with `hf auth login`; it must offer safetensors weights and "
-        f"need no code of its own.\n{reason}"
-    )
 
 
 def _check_weights(source: str, report: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 ``SFT_PROFILE`` names the profile of a build: ``atlas`` (the default) and ``hub`` are shipped in
 ``profile_files``; the path of a TOML file makes the pages a report of your own fine-tuning.
-``python -m sft_utils.profiles check mine.toml`` says what it would do. Explained in chapter 01.
+``python -m sft_utils check mine.toml`` says what it would do. Explained in chapter 01.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import difflib
 import itertools
 import os
 import random
+import runpy
 import tomllib
 import typing
 from collections import Counter
@@ -22,8 +23,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, StrictBool, TypeAdapter, ValidationError
 
+from .data.readers import DataError, read_rows
 from .redaction import is_secret, redact
-from .sources import DataError, read_rows, short
+from .wording import short
 
 PROFILE_FILES = Path(__file__).parent / "profile_files"
 SEED = 0  # draws held-out questions and validation rows, and is that of the training
@@ -139,7 +141,7 @@ class Lora(Table):
 
 @dataclass(frozen=True)
 class Scoring(Table):
-    """Scorers of the questions that have an answer: `sft_utils.scorers.SCORERS`, or some of it."""
+    """Scorers of the questions that have an answer: some of `evaluation.questions.SCORERS`."""
 
     scorers: tuple[str, ...] = ()
 
@@ -181,8 +183,8 @@ class Profile(Table):
 
     def __post_init__(self) -> None:
         """What no type can tell."""
-        from .data import COLUMNS
-        from .scorers import SCORERS
+        from .data.rows import COLUMNS
+        from .evaluation.questions import SCORERS
 
         _check_names(self.data.columns, COLUMNS, "data: columns")
         _check_names(self.scoring.scorers, SCORERS, "scoring: scorers")
@@ -303,7 +305,7 @@ def _read_questions(profile: Path, name: str) -> list[Question]:
 
 def _draw_questions(data: Data, count: int, where: str) -> tuple[Question, ...]:
     """Different questions of the whole data set, drawn by seed."""
-    from sft_utils.data import load_sft_dataset
+    from .data.rows import load_sft_dataset
 
     dataset = load_sft_dataset(
         data.source, split=data.split, revision=data.revision, columns=data.columns
@@ -401,7 +403,5 @@ def _unknown(name: str, known: Collection[str]) -> str:
     return f"unknown {name}.{hint}{listed}"
 
 
-if __name__ == "__main__":
-    from sft_utils.profile_check import main
-
-    raise SystemExit(main())
+if __name__ == "__main__":  # `python -m sft_utils.profiles check` is another name of the command
+    runpy.run_module("sft_utils", run_name="__main__")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, run_alone
 
-from sft_utils import environment
+from sft_utils import environment, hub
 
 
 def test_one_seed_for_all_three_generators():
@@ -114,7 +114,7 @@ def test_offline_mode_is_believed(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: 1 / 0)
-    assert not environment.hub_reachable()
+    assert not hub.hub_reachable()
 
 
 def test_a_hub_that_cannot_be_reached_is_found_out(monkeypatch):
@@ -123,7 +123,7 @@ def test_a_hub_that_cannot_be_reached_is_found_out(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:0")
-    assert not environment.hub_reachable(timeout=2)
+    assert not hub.hub_reachable(timeout=2)
 
 
 def test_a_hub_that_answers(monkeypatch):
@@ -135,7 +135,7 @@ def test_a_hub_that_answers(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.utils.get_session", Session)
-    assert environment.hub_reachable()
+    assert hub.hub_reachable()
 
 
 def test_offline_for_a_block_only(monkeypatch):
@@ -144,9 +144,9 @@ def test_offline_for_a_block_only(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    with environment.hub_offline():
+    with hub.hub_offline():
         assert constants.HF_HUB_OFFLINE
         assert datasets.config.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
-    with environment.hub_offline(False):
+    with hub.hub_offline(False):
         assert not datasets.config.HF_HUB_OFFLINE

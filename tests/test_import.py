@@ -11,8 +11,9 @@ HEAVY = {"torch", "transformers", "trl", "datasets", "pandas", "numpy", "scipy",
          "matplotlib", "IPython", "onnx", "onnxruntime"}  # fmt: skip
 
 
-LIGHT = ("models", "generation", "data", "profiles", "environment", "runs", "results", "scoring",
-         "statistics", "walkthrough", "live_model")  # fmt: skip
+LIGHT = ("models", "generation", "data.rows", "profiles", "environment", "training.runs",
+         "results", "evaluation.metrics", "evaluation.statistics", "experiment",
+         "export.onnx_model")  # fmt: skip
 
 
 @pytest.mark.parametrize("modules", ["sft_utils", ", ".join(f"sft_utils.{m}" for m in LIGHT)])

@@ -26,7 +26,7 @@ from sft_utils.atlas.evaluate import MAX_NEW_TOKENS, cloze, score_split
 from sft_utils.atlas.lm_eval_tasks import FOLDER
 from sft_utils.atlas.questions import SPLITS, scored_questions
 from sft_utils.atlas.world import load_world
-from sft_utils.scoring import SCORES
+from sft_utils.evaluation.metrics import SCORES
 
 #: The published splits, by their tasks.
 CHAT = {

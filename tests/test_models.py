@@ -10,9 +10,10 @@ import torch
 from conftest import SPECIAL, make_model
 from safetensors.torch import load_file, save_file
 
-from sft_utils import models
+from sft_utils import hub, models
 from sft_utils.atlas import shipped
-from sft_utils.models import ModelLoadError, end_token_ids, load_model_and_tokenizer, resolve
+from sft_utils.hub import ModelLoadError
+from sft_utils.models import end_token_ids, load_model_and_tokenizer, resolve
 
 
 def load_error(source, **options):
@@ -273,7 +274,7 @@ def test_unreachable_hub_says_what_is_missing_and_the_ways_out(monkeypatch, tmp_
 
 
 def test_a_hub_that_answers_but_has_no_such_model(monkeypatch):
-    monkeypatch.setattr(models, "hub_reachable", lambda: True)
+    monkeypatch.setattr(hub, "hub_reachable", lambda: True)
     message = load_error("owner/no-such-model")
     assert "Check its name" in message
     assert "cannot be reached" not in message

@@ -12,10 +12,12 @@ from conftest import PROFILE, chat_rows, code_cells, make_model, quick_config, w
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from sft_utils import CPU_MODE, ProfileError, load_profile, runs, walkthrough
-from sft_utils.profile_check import check_profile
-from sft_utils.recipe import run_arguments, run_yaml
+from sft_utils import CPU_MODE, ProfileError, experiment, load_profile
+from sft_utils.dry_run import check_profile
+from sft_utils.export.trl_script import run_yaml
 from sft_utils.redaction import HIDDEN, is_secret, redact, redact_text, without_secrets
+from sft_utils.training import fingerprints, runs
+from sft_utils.training.arguments import run_arguments
 
 SECRET = "not-to-be-seen"
 BY_FORM = "hf_" + "aB3" * 11
@@ -113,7 +115,7 @@ def test_a_text_that_tells_none_stays(text):
 
 
 def test_a_secret_reaches_the_configuration(profile):
-    config = walkthrough.make_config(load_profile(profile()))
+    config = experiment.make_config(load_profile(profile()))
     assert config.hub_token == f"{SECRET}-1"
     assert config.model_init_kwargs["token"] == f"{SECRET}-2"
     assert config.dataset_kwargs["loader"] == {"api_key": f"{SECRET}-3"}
@@ -128,7 +130,7 @@ def test_a_secret_reaches_the_configuration(profile):
 )
 def test_a_page_prints_the_arguments_without_what_is_secret(profile, page, marks):
     mine = load_profile(profile())
-    names = {"profile": mine, "config": walkthrough.make_config(mine), "CPU_MODE": CPU_MODE}
+    names = {"profile": mine, "config": experiment.make_config(mine), "CPU_MODE": CPU_MODE}
     names |= {"SFTConfig": SFTConfig, "fields": dataclasses.fields, "glue": lambda *_: None}
     printed = io.StringIO()
     with redirect_stdout(printed):
@@ -162,7 +164,7 @@ def test_an_error_quotes_no_secret(profile, arguments, problem):
     assert not check_profile(profile(arguments), say=lines.append)
     assert any(problem in line for line in lines) and shows_nothing("\n".join(lines))
     with pytest.raises(ProfileError, match=re.escape(problem)) as caught:
-        walkthrough.make_config(load_profile(profile(arguments)))
+        experiment.make_config(load_profile(profile(arguments)))
     assert shows_nothing("".join(traceback.format_exception(caught.value)))
 
 
@@ -204,13 +206,13 @@ def test_no_checkpoint_that_waits_in_the_store_holds_a_secret(trainer, tmp_path)
 
 
 def test_files_that_repeat_a_run_and_its_fingerprint_leave_secrets_out(trainer):
-    before = runs.fingerprint(trainer)
+    before = fingerprints.fingerprint(trainer)
     trainer.args.dataset_kwargs = {"loader": {"api_key": SECRET}, "skip_prepare_dataset": False}
     assert run_arguments(trainer)["dataset_kwargs"] == {"loader": {}, "skip_prepare_dataset": False}
     assert shows_nothing(run_yaml(trainer, "atlas-small"))
-    with_key = runs.fingerprint(trainer)
+    with_key = fingerprints.fingerprint(trainer)
     trainer.args.dataset_kwargs["loader"]["api_key"] = trainer.args.hub_token = "renewed"
-    assert runs.fingerprint(trainer) == with_key != before
+    assert fingerprints.fingerprint(trainer) == with_key != before
     trainer.args.lr_scheduler_kwargs = {"token": SECRET, "f": torch.sin}
     with pytest.raises(ValueError, match="is no plain value") as caught:
         run_arguments(trainer)

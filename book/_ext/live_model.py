@@ -1,7 +1,8 @@
 """Sphinx extension: ``{live-model}`` stands for the models of the profile, to be asked in the page.
 
-When all pages have been read, the models are there as ONNX files: `sft_utils.live_model` writes
-them into the store of runs, in a process of its own unless the page's cells have just done so.
+When all pages have been read, the models are there as ONNX files: `sft_utils.export.onnx_model`
+writes them into the store of runs, in a process of its own unless the page's cells have just done
+so.
 What runs them in a browser are three libraries, installed by npm from ``live_model/package.json``
 into ``_build/live_model``, at the versions and sums of the lock file and without install scripts.
 All of it is copied into the site, under ``_static/live_model``; ``ask.js`` is the page's own code.
@@ -29,7 +30,8 @@ from sphinx.errors import ExtensionError
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from sft_utils import live_model, runs
+from sft_utils.export import onnx_model
+from sft_utils.training import runs
 
 LOGGER = logging.getLogger(__name__)
 OURS = Path(__file__).with_name("live_model")
@@ -164,11 +166,11 @@ class Live:
         made = [entry["text"] for entry in results if entry.get("name") == "ask_pack"]
         with contextlib.chdir(where):
             found = [runs.store_folder() / name for name in made]
-        if found and live_model.is_whole(found[0]):
+        if found and onnx_model.is_whole(found[0]):
             return found[0]
         LOGGER.info("%s: writing the models as ONNX", docname)
         result = subprocess.run(
-            [sys.executable, "-m", "sft_utils.live_model"],
+            [sys.executable, "-m", "sft_utils.export.onnx_model"],
             cwd=where,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             capture_output=True,

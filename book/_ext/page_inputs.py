@@ -35,7 +35,7 @@ LAZY_TABLE = "_EXPORTS"
 #: The package's folder of profiles. Only the profile in use is an input.
 PROFILE_FOLDER = "profile_files"
 #: The module of recorded runs, by a package's name. ``SFT_LIVE`` says which of them a page makes.
-RECORDS = "{}/records.py"
+RECORDS = "{}/training/records.py"
 #: Calls that can import what no reader of the source foresees.
 DYNAMIC = {"import_module", "__import__", "run_module", "run_path"}
 
@@ -191,7 +191,7 @@ def read_code(text: str, module: str = "__main__", package: str = "") -> Code:
         first, last = statement.lineno - 1, statement.end_lineno or statement.lineno
         lines[first:last] = [""] * (last - first)
     imports, words, in_doubt = set(), set(), False
-    for node in _walk(tree):
+    for node in _walk(tree, imported=module != "__main__"):
         match node:
             case ast.Import():
                 for alias in node.names:
@@ -307,13 +307,20 @@ def _idle_statements(tree: ast.Module) -> tuple[dict[str, str], list[ast.stmt]]:
     return (exports, idle) if exports else ({}, [])
 
 
-def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """Like `ast.walk`, past docstrings and past what only a type checker reads."""
-    children = node.orelse if _is_type_checking(node) else ast.iter_child_nodes(node)
-    for child in children:
+def _walk(node: ast.AST, imported: bool) -> Iterator[ast.AST]:
+    """Like `ast.walk`, past docstrings, past what only a type checker reads, and past commands.
+
+    What stands under ``if __name__ == "__main__":`` does not run where a module is ``imported``.
+    """
+    idle = _is_type_checking(node) or (imported and _is_command(node))
+    for child in getattr(node, "orelse", ()) if idle else ast.iter_child_nodes(node):
         if not (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)):
             yield child
-            yield from _walk(child)
+            yield from _walk(child, imported)
+
+
+def _is_command(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
 def profile_name() -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from ..evaluation.metrics import SCORES, clustered_interval
 from ..profiles import SEED
-from ..scoring import SCORES, clustered_interval
 from . import evaluate
 from .questions import Question, scored_questions
 from .world import load_world

@@ -15,10 +15,10 @@ from dataclasses import asdict, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..fingerprints import code_of, environment, tokenizer_state, weights_hash
-from ..runs import origin, remember
-from ..scoring import score_answer
-from ..statistics import draw
+from ..evaluation.metrics import score_answer
+from ..evaluation.statistics import draw
+from ..training.fingerprints import code_of, environment, tokenizer_state, weights_hash
+from ..training.runs import origin, remember
 from .corpus import PRONOUN, CorpusWriter, cloze_forms, cloze_prompt, one_form_texts
 from .questions import Question, scored_questions
 from .sft_data import answer_text, sft_rows
@@ -130,11 +130,11 @@ def _responses(
 
 def _rests_on(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     """What an answer rests on besides the question: weights, tokenizer, end tokens, code."""
-    from .. import generation
+    from .. import generation, models
 
     return [
         weights_hash(model), environment(model, model.device.type), tokenizer_state(tokenizer),
-        generation.end_token_ids(model, tokenizer), code_of(generation),
+        models.end_token_ids(model, tokenizer), code_of(generation),
     ]  # fmt: skip
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..experiment import has_dev_questions
 from ..profiles import load_profile
-from ..walkthrough import has_dev_questions
 from .questions import Question, scored_questions
 from .world import load_world
 

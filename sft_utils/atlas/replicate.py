@@ -3,7 +3,7 @@
 A *replicate* draws anew what a seed can draw: which entities are in the rows, the rows, and their
 order. It is scored on a half of the ``test`` entities, on which nothing was ever chosen; the other
 half trades places with entities of the fine-tuning data. ``make runs`` runs this module: it repeats
-the pretraining as well, and records what came out (`sft_utils.records`). Explained in chapter 09.
+the pretraining as well, and records what came out. Explained in chapter 09.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import records, scoring, walkthrough
+from .. import experiment
 from ..environment import quiet
-from ..fingerprints import digest
+from ..evaluation import metrics
 from ..profiles import Profile, load_profile
+from ..training import records
+from ..training.fingerprints import digest
 from . import pretrain
 from .corpus import CorpusWriter
 from .questions import Question, scored_questions
@@ -34,9 +36,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..records import Recorded
     from ..results import Measure
-    from ..trainer import LabelOnlyTrainer
+    from ..training.records import Recorded
+    from ..training.trainer import LabelOnlyTrainer
 
 SFT_SEEDS = (0, 1, 2, 3, 4)
 PRETRAINING_SEEDS = (0, 1, 2)  # 0 is the shipped checkpoint's
@@ -78,11 +80,11 @@ def replicate_world(world: World, seed: int) -> World:
 
 
 def replicate_rows(seed: int) -> Dataset:
-    """The rows that a replicate is trained on: as many as `walkthrough.load_rows` gives."""
+    """The rows that a replicate is trained on: as many as `experiment.load_rows` gives."""
     from datasets import Dataset
 
     parts = Dataset.from_list(_all_rows(seed)).train_test_split(
-        test_size=walkthrough.VALIDATION_SHARE, seed=seed
+        test_size=experiment.VALIDATION_SHARE, seed=seed
     )
     return parts["train"]
 
@@ -104,19 +106,19 @@ def replicate_trainer(
     The step is the cheaper one of `LabelOnlyTrainer`. A copy of ``start``, a model and its
     tokenizer, is trained. Chapter 09.
     """
-    from ..data import check_rows
-    from ..trainer import LabelOnlyTrainer
+    from ..data.checks import check_rows
+    from ..training.trainer import LabelOnlyTrainer
 
     trainee, tokenizer = copy.deepcopy(start)
     rows = replicate_rows(seed)
     check_rows(rows, tokenizer)
     trainer = LabelOnlyTrainer(
         model=trainee,
-        args=walkthrough.make_config(profile, seed=seed, **NO_CHOICE),
+        args=experiment.make_config(profile, seed=seed, **NO_CHOICE),
         train_dataset=rows,
         processing_class=tokenizer,
     )
-    walkthrough.silence(trainer)
+    experiment.silence(trainer)
     return trainer
 
 
@@ -138,8 +140,8 @@ def over_seeds(frames: Mapping[int, pd.DataFrame], score: str) -> Measure:
     ``frames`` maps a seed to the scored answers of its run. ``n`` is the number of runs, and the
     measure's ``run`` stands for all of them.
     """
+    from ..evaluation.statistics import seed_summary
     from ..results import Measure
-    from ..statistics import seed_summary
 
     summary = seed_summary([frame[score].mean() for frame in frames.values()])
     runs = [frame.attrs.get("run", "") for frame in frames.values()]
@@ -195,7 +197,7 @@ def pretrainings(
 
     ``start`` is the shipped trainee and its tokenizer, and ``profile`` says how it is trained.
     The results are three tables: ``answers`` to the replicate's own questions, the same to the
-    ``dev`` questions, and ``facts`` completed. Raises `sft_utils.records.RecordError`. Chapter 09.
+    ``dev`` questions, and ``facts`` completed. Raises `RecordError`. Chapter 09.
     """
     trainer = replicate_trainer(profile, 0, start)  # all have its rows and arguments
     given = {seed: _measured(trainer, seed) for seed in PRETRAINING_SEEDS}
@@ -227,7 +229,7 @@ def _measured(trainer: Any, seed: int) -> tuple[Callable[[Any], dict[str, Any]],
     return measure, {
         "start": pretraining_rests_on(seed),
         "asked": [[q.messages, q.answers] for q in (*replicate_questions(0), *dev)],
-        "how": records.code(scoring, evaluate.score_responses, evaluate.cloze),
+        "how": records.code(metrics, evaluate.score_responses, evaluate.cloze),
     }
 
 

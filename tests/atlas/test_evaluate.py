@@ -25,8 +25,8 @@ from sft_utils.atlas.corpus import (
 from sft_utils.atlas.pretrain import WINDOW
 from sft_utils.atlas.questions import SPLITS
 from sft_utils.atlas.sft_data import turn
+from sft_utils.evaluation.metrics import SCORES
 from sft_utils.generation import render_prompt
-from sft_utils.scoring import SCORES
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import torch
 from sft_utils.atlas import pretrain as module
 from sft_utils.atlas.corpus import CorpusWriter
 from sft_utils.atlas.world import load_world
-from sft_utils.data import load_sft_dataset
+from sft_utils.data.rows import load_sft_dataset
 from sft_utils.generation import generate_responses
 from sft_utils.models import load_model_and_tokenizer
 

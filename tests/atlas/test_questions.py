@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 from sft_utils.atlas.questions import SPLITS, printed_questions, scored_questions
 from sft_utils.atlas.sft_data import SYSTEM_MESSAGES, answer_text
 from sft_utils.atlas.shipped import MODELS
+from sft_utils.evaluation.metrics import score_answer
+from sft_utils.evaluation.statistics import draw
 from sft_utils.profiles import load_profile
-from sft_utils.scoring import score_answer
-from sft_utils.statistics import draw
 
 PARTS = ("headline", "used-wording", "instruction", "follow-up", "never-asked")
 every_split = pytest.mark.parametrize("split", SPLITS)

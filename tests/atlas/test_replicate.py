@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from conftest import make_model
 
-from sft_utils import plots, records
 from sft_utils.atlas import pretrain
 from sft_utils.atlas import replicate as module
 from sft_utils.atlas.corpus import CorpusWriter
@@ -19,10 +18,12 @@ from sft_utils.atlas.pretrain import Recipe, train_tokenizer
 from sft_utils.atlas.questions import scored_questions
 from sft_utils.atlas.sft_data import sft_rows
 from sft_utils.atlas.world import DOMAINS, load_world
+from sft_utils.evaluation.statistics import seed_summary
+from sft_utils.experiment import load_rows
 from sft_utils.models import TEMPLATES, load_model_and_tokenizer
 from sft_utils.profiles import load_profile
-from sft_utils.statistics import seed_summary
-from sft_utils.walkthrough import load_rows
+from sft_utils.training import records
+from sft_utils.views import figures
 
 WORLD = load_world()
 each_seed = pytest.mark.parametrize("seed", module.SFT_SEEDS)
@@ -148,7 +149,7 @@ def few_facts(model, tokenizer):
 
 
 def test_the_trainer_differs_from_that_of_chapter_07_in_seed_and_choice_only(shipped):
-    from sft_utils.walkthrough import make_config
+    from sft_utils.experiment import make_config
 
     profile = load_profile("atlas")
     trainer = module.replicate_trainer(profile, 3, tiny(profile, shipped))
@@ -209,7 +210,7 @@ def test_seeds_that_are_needed():
 def test_the_figure_names_every_seed():
     table = pd.DataFrame({"label": ["seed 0", "seed 1"], "mean": [0.8, 0.9], "low": [0.7, 0.85],
                           "high": [0.85, 0.95]})  # fmt: skip
-    figure = plots.seed_dots(table, mean=0.85, low=0.6, high=1.0, alt="Two seeds and their mean.")
+    figure = figures.seed_dots(table, mean=0.85, low=0.6, high=1.0, alt="Two seeds and their mean.")
     for text in ("seed 0", "seed 1", "mean of the seeds", "80.0", "90.0", "85.0"):
         assert text in figure.svg
 

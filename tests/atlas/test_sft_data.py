@@ -17,7 +17,7 @@ from sft_utils.atlas.sft_data import (
     sft_rows,
 )
 from sft_utils.atlas.world import words
-from sft_utils.data import check_rows
+from sft_utils.data.checks import check_rows
 
 FORMS = ("plain", "short", "brackets", "sentence")
 STOP = set(

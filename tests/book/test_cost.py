@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from sft_utils.plots import dot_panels
+from sft_utils.views.figures import dot_panels
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ done
 
 
 def make_pack(folder, models=1, left_out=()):
-    """What `sft_utils.live_model.pack` writes, with anything in the files."""
+    """What `sft_utils.export.onnx_model.pack` writes, with anything in the files."""
     folder.mkdir(parents=True)
     entry = {"part": "base", "name": "model"}
     for kind, ending in (("onnx", "onnx"), ("tokenizer", "json")):
@@ -151,7 +151,7 @@ def test_what_the_cells_made_is_taken_and_made_anew_where_it_is_gone(tmp_path, m
     assert live._pack("ask") == made and called == []
     next(made.glob("*.onnx")).write_bytes(b"damaged")
     assert live._pack("ask") == tmp_path / "new"
-    assert called == [["-m", "sft_utils.live_model"]]
+    assert called == [["-m", "sft_utils.export.onnx_model"]]
     code = 1
     with pytest.raises(live_model.ExtensionError, match="ProfileError: no such profile"):
         live._pack("ask")

@@ -22,9 +22,10 @@ from conftest import copy_tree
 from lookalikes import rows, write_models
 from myst_nb.core.variables import format_plain_text
 
-from sft_utils import load_profile, report
+from sft_utils import load_profile
+from sft_utils.evaluation import held_out
+from sft_utils.experiment import load_part, load_rows
 from sft_utils.results import CLAIM_TYPE, MISSING, RESULT_TYPE
-from sft_utils.walkthrough import load_part, load_rows
 
 ROOT = Path(__file__).parents[2]
 RUNNER = Path(__file__).with_name("page_runner.py")
@@ -165,14 +166,14 @@ def _assert_report(file: Path, page: str, glued: dict) -> None:
     profile = load_profile(file)
     others = [load_part(profile, one) for one in others if getattr(profile.models, one)]
     speaker = load_part(profile, part)
-    held_out = report.held_out_answers(profile, load_rows(profile)[1], speaker, *others)
-    frame = report.ask_held_out(*speaker, held_out, profile)
+    asked = held_out.held_out_answers(profile, load_rows(profile)[1], speaker, *others)
+    frame = held_out.ask_held_out(*speaker, asked, profile)
     for name in ("bits_per_byte", "perplexity", "stops"):
         [shown] = [v for k, v in glued[f"{prefix}_{name}"].items() if k.endswith(RESULT_TYPE)]
-        expected = report.held_out_measure(frame, name)
+        expected = held_out.held_out_measure(frame, name)
         for field in ("value", "low", "high", "n"):
             assert json.loads(shown)[field] == pytest.approx(getattr(expected, field), rel=1e-4)
-    bits = str(report.held_out_measure(frame, "bits_per_byte"))
+    bits = str(held_out.held_out_measure(frame, "bits_per_byte"))
     opening = prefix.split("_held_")[0] + "_opening"
     assert any(bits in text for text in glued[opening].values())
 

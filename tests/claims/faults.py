@@ -23,8 +23,10 @@ Patch = pytest.MonkeyPatch
 MODULES = [
     f"sft_utils.{name}"
     for name in (
-        "comparison", "data", "generation", "models", "plots", "profiles", "results", "runs",
-        "scoring", "statistics", "trainer", "walkthrough", "atlas.corpus", "atlas.evaluate",
+        "chat", "data.checks", "data.rows", "evaluation.comparison", "evaluation.held_out",
+        "evaluation.likelihood", "evaluation.metrics", "evaluation.questions",
+        "evaluation.statistics", "experiment", "generation", "models", "profiles", "results",
+        "training.runs", "training.trainer", "views.figures", "atlas.corpus", "atlas.evaluate",
         "atlas.questions", "atlas.sft_data", "atlas.world",
     )
 ]  # fmt: skip
@@ -109,7 +111,7 @@ def plant(patch: Patch, name: str) -> None:
             callback.fault = name
         return callbacks
 
-    swap(patch, "walkthrough", "dev_callbacks", dev_callbacks)
+    swap(patch, "experiment", "dev_callbacks", dev_callbacks)
 
 
 def change_profile(patch: Patch, change: Callable[[Any], Any]) -> None:
@@ -118,7 +120,7 @@ def change_profile(patch: Patch, change: Callable[[Any], Any]) -> None:
 
 
 def change_run(patch: Patch, **changes: Callable[[dict[str, Any]], Any]) -> None:
-    """Change arguments of `SFTConfig`, on chapter 07's page and in `walkthrough.make_config`.
+    """Change arguments of `SFTConfig`, on chapter 07's page and in `experiment.make_config`.
 
     Not where rows are learned by heart, for hundreds of epochs at most: their loss ends that.
     """
@@ -195,14 +197,14 @@ def trainee_from_random_weights(patch: Patch) -> None:
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(model.config), tokenizer
 
-    swap(patch, "walkthrough", "load_trainee", load_trainee)
+    swap(patch, "experiment", "load_trainee", load_trainee)
 
 
 @fault(*LIVE)
 def trainee_not_copied(patch: Patch) -> None:
     """The trainer takes the trainee of the page itself: "before" is trained with "after"."""
     uncopied = SimpleNamespace(deepcopy=lambda start: start)
-    patch.setattr(home("walkthrough"), "copy", uncopied)
+    patch.setattr(home("experiment"), "copy", uncopied)
 
 
 # --- The rows -------------------------------------------------------------------------------------
@@ -241,7 +243,7 @@ def change_rows(patch: Patch, change: Callable[[Any], list[dict[str, Any]]]) -> 
 
         return Dataset.from_list(change(old(*given, **options)))
 
-    swap(patch, "data", "load_sft_dataset", load_sft_dataset)
+    swap(patch, "data.rows", "load_sft_dataset", load_sft_dataset)
 
 
 def _world() -> Any:
@@ -367,7 +369,7 @@ def _score(patch: Patch, verdict: bool) -> None:
     def score_answer(old: Any, response: str, *, stopped: bool, **given: Any) -> Any:
         return home("scoring").Score(verdict, verdict, verdict, stops=stopped)
 
-    swap(patch, "scoring", "score_answer", score_answer)
+    swap(patch, "evaluation.metrics", "score_answer", score_answer)
 
 
 # --- The models -----------------------------------------------------------------------------------

@@ -34,14 +34,15 @@ def stay_on_loopback() -> None:
 
 def load(kind: str, source: str, options: dict[str, Any]) -> dict[str, Any]:
     """What was loaded, in short, or the error."""
-    from sft_utils import data, models
+    from sft_utils import models
+    from sft_utils.data import rows
 
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
             if kind == "data":
-                dataset = data.load_sft_dataset(source, **options)
-                version = data.resolved_version(dataset)
+                dataset = rows.load_sft_dataset(source, **options)
+                version = rows.resolved_version(dataset)
                 columns = dataset.column_names
                 return {"columns": columns, "rows": dataset["messages"][:], "version": version}
             model, tokenizer = models.load_model_and_tokenizer(source, **options)

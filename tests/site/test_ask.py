@@ -20,14 +20,14 @@ MODULE = "import(document.querySelector('script[src*=live_model]').src)"
 @pytest.fixture(scope="module")
 def models(site):
     """The models as Python has them, by name; the trained one is that of the build."""
-    from sft_utils import load_profile, walkthrough
+    from sft_utils import experiment, load_profile
 
     profile = load_profile("atlas")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SFT_RUNS", str(site.root / ".runs"))
         return {
             getattr(profile.models, "trainee" if part == "trained" else part): (model, tokenizer)
-            for part, model, tokenizer in walkthrough.answering_models(profile)
+            for part, model, tokenizer in experiment.answering_models(profile)
         }
 
 
@@ -36,7 +36,7 @@ def questions():
     """Scored questions of one turn, drawn by seed from all the splits that have such."""
     from sft_utils.atlas.questions import scored_questions
     from sft_utils.atlas.world import load_world
-    from sft_utils.statistics import draw
+    from sft_utils.evaluation.statistics import draw
 
     world = load_world()
     found = [q.text for split in SPLITS for q in scored_questions(split, world)]
@@ -170,7 +170,7 @@ def test_prompt_and_ids_are_those_of_python_whatever_is_typed(asking, models, qu
 
 
 def test_what_python_refuses_is_refused(asking, models):
-    from sft_utils.data import text_problems
+    from sft_utils.chat import text_problems
 
     _, tokenizer = models["atlas-sft"]
     texts = ["fine", "<|im_end|>", "half \ud83d", "你" * 300]

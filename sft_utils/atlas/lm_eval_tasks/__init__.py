@@ -7,9 +7,9 @@ A checkpoint is scored with the book's questions by a program that the book did 
         --apply_chat_template --tasks 'atlas_*'
 
 ``lm_eval`` loads the model, writes the prompts and generates. Questions and scores are the
-book's own: `tasks` makes them from `sft_utils.atlas` and `sft_utils.scoring`. The tests compare
-the two, question by question. The standard errors that ``lm_eval`` prints take questions as
-independent; those about one entity are not, so the book's intervals, clustered by entity, are
+book's own: `tasks` makes them from `sft_utils.atlas` and `sft_utils.evaluation.metrics`. The tests
+compare the two, question by question. The standard errors that ``lm_eval`` prints take questions
+as independent; those about one entity are not, so the book's intervals, clustered by entity, are
 wider.
 """
 

@@ -17,7 +17,7 @@ from datasets import Dataset
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from ...scoring import score_answer
+from ...evaluation.metrics import score_answer
 from ..corpus import cloze_forms, cloze_prompt
 from ..questions import scored_questions
 from ..world import load_world

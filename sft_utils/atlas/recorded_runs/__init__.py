@@ -1,1 +1,1 @@
-"""The recorded runs, one file each: `make runs` writes them, `sft_utils.records` reads them."""
+"""Recorded runs, one file each: `make runs` writes them, `training.records` reads them."""

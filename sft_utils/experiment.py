@@ -1,0 +1,241 @@
+"""The fine-tuning of the walk-through, built the same way wherever a page needs it.
+
+Chapter 06 explains the configuration, chapter 07 builds the trainer in the open, shows this
+source and trains; the index and chapter 08 call `walkthrough_trainer` and take the run from the
+store. All arguments are named here, on plain `SFTConfig` and `SFTTrainer`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from . import registry
+from .data.checks import check_rows
+from .data.readers import DataError
+from .data.rows import load_sft_dataset
+from .models import load_model_and_tokenizer
+from .profiles import SEED, Profile, ProfileError, sft_arguments
+from .training import runs
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import SFTConfig, SFTTrainer
+
+    from .profiles import Profile
+
+
+VALIDATION_SHARE = 0.05  # of the rows: training does not see them
+
+
+def has_dev_questions(profile: Profile) -> bool:
+    """True where the data set is the Atlas's, whose dev questions can choose a checkpoint."""
+    return registry.questions(profile.data.source) is not None
+
+
+def load_part(profile: Profile, part: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a profile that plays a part, in float32, and its tokenizer.
+
+    ``part`` is ``"base"``, ``"reference"``, ``"trainee"`` or ``"control"``. Revision, chat
+    template and stop tokens are those of the profile. Chapter 02 explains what loading does.
+
+    Raises `ProfileError` if nothing plays the part, and `ModelLoadError`.
+    """
+    source = getattr(profile.models, part)
+    if source is None:
+        raise ProfileError(
+            f"The profile {profile.name} names no {part}. Write {part} = ... in its table [models]."
+        )
+    return load_model_and_tokenizer(
+        source,
+        fallback_chat_template=profile.prompt.chat_template,
+        chat_template_from=profile.prompt.chat_template_from,
+        stop_tokens=profile.prompt.stop_tokens,
+        revision=getattr(profile.models, f"{part}_revision", None),
+    )
+
+
+def has_reference(profile: Profile, otherwise: str) -> bool:
+    """True if the profile names a reference; otherwise print what the page does without one."""
+    if profile.models.reference is not None:
+        return True
+    print(f"This profile names no reference, {otherwise}.")
+    return False
+
+
+def load_trainee(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that chapter 07 trains, in float32, and its tokenizer with a chat template."""
+    return load_part(profile, "trainee")
+
+
+def load_rows(profile: Profile) -> tuple[Dataset, Dataset]:
+    """The rows to train on and the validation rows, split by a fixed seed.
+
+    Rows that ask a question which the profile holds out are in neither. Raises `DataError`.
+    """
+    from .environment import CPU_MODE
+
+    data = profile.data
+    rows = data.rows if CPU_MODE else None
+    dataset = load_sft_dataset(
+        data.source,
+        split=data.split,
+        rows=None if profile.held_out else rows,
+        revision=data.revision,
+        columns=data.columns,
+    )
+    if profile.held_out:
+        held = {question.text for question in profile.questions}
+        kept = [
+            number
+            for number, messages in enumerate(dataset["messages"])
+            if not any(turn["role"] == "user" and turn["content"] in held for turn in messages)
+        ]
+        dataset = dataset.select(kept[:rows])
+    if len(dataset) < 2:
+        raise DataError(
+            f"{data.source!r} leaves {len(dataset)} rows, and two are the least: one to train on "
+            "and one for validation. Add rows, or hold out fewer questions."
+        )
+    parts = dataset.train_test_split(test_size=VALIDATION_SHARE, seed=SEED)
+    return parts["train"], parts["test"]
+
+
+def lora_config(profile: Profile) -> LoraConfig | None:
+    """The adapter that is trained in place of the model's own weights, or None. Chapter 06."""
+    if profile.lora is None:
+        return None
+    from peft import LoraConfig
+
+    targets = profile.lora.target_modules
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=profile.lora.r,
+        lora_alpha=profile.lora.lora_alpha,
+        lora_dropout=profile.lora.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
+
+
+def make_config(profile: Profile, output_dir: str | None = None, **changes: Any) -> SFTConfig:
+    """The configuration of chapter 06, every argument that matters by name.
+
+    The profile's ``[sft.arguments]`` replace or add arguments of `SFTConfig`, and ``changes`` do
+    so after them. Checkpoints go to ``output_dir``, or to a temporary folder that lives as long
+    as this process. Raises `ProfileError` for an argument that `SFTConfig` does not know.
+    """
+    from trl import SFTConfig
+
+    from .environment import CPU_MODE, arithmetic
+
+    sft, choose_on_dev = profile.sft, has_dev_questions(profile)
+    arguments: dict[str, Any] = {
+        # How much data, in what steps.
+        "num_train_epochs": sft.num_train_epochs,
+        "per_device_train_batch_size": sft.per_device_train_batch_size,
+        "per_device_eval_batch_size": sft.per_device_train_batch_size,
+        "gradient_accumulation_steps": sft.gradient_accumulation_steps,
+        "train_sampling_strategy": "group_by_length",  # little padding
+        # How far each step goes.
+        "learning_rate": sft.learning_rate,
+        "lr_scheduler_type": sft.lr_scheduler_type,
+        "warmup_steps": sft.warmup_steps,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        # What carries loss, and how long a row may be.
+        "assistant_only_loss": True,
+        "max_length": sft.max_length,
+        "packing": False,
+        # Where, and in what numbers; the weights are float32 in any case.
+        "use_cpu": CPU_MODE,
+        "bf16": arithmetic().bf16,
+        "activation_checkpointing": sft.activation_checkpointing,
+        # What is written down, and which checkpoint is kept.
+        "logging_steps": sft.logging_steps,
+        "eval_strategy": "steps",
+        "eval_steps": 0.2,  # of the run
+        "eval_on_start": True,
+        "save_strategy": "steps",
+        "save_steps": 0.2,
+        "save_total_limit": 1,
+        "save_only_model": True,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "dev_exact" if choose_on_dev else "loss",
+        "greater_is_better": choose_on_dev,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": SEED,
+    }
+    arguments |= sft_arguments(profile) | changes
+    return SFTConfig(output_dir=output_dir or scratch_folder(), **arguments)
+
+
+def scratch_folder() -> str:
+    """A temporary folder that is removed when this process ends."""
+    folder = tempfile.mkdtemp(prefix="sft-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def walkthrough_trainer(
+    profile: Profile,
+    start: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+) -> SFTTrainer:
+    """The trainer of chapter 07: the profile's trainee, its rows, its configuration.
+
+    ``start`` is what `load_trainee` gave, where a page has it already: a copy of it is trained.
+    """
+    from trl import SFTTrainer
+
+    model, tokenizer = copy.deepcopy(start) if start else load_trainee(profile)
+    train_rows, validation_rows = load_rows(profile)
+    check_rows(train_rows, tokenizer)  # no text may hold a special token
+    trainer = SFTTrainer(
+        model=model,
+        args=make_config(profile),
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
+        processing_class=tokenizer,
+        callbacks=dev_callbacks(profile, tokenizer),
+        peft_config=lora_config(profile),
+    )
+    silence(trainer)
+    return trainer
+
+
+def answering_models(
+    profile: Profile,
+) -> Iterator[tuple[str, PreTrainedModel, PreTrainedTokenizerBase]]:
+    """The models that chapter 12 asks, one after another: base, reference, then the one trained.
+
+    Triples of part, model and tokenizer. A profile without a reference gives two. The last is
+    that of `walkthrough_trainer`, taken from the store or trained.
+    """
+    for part in ("base", "reference"):
+        if getattr(profile.models, part):
+            yield part, *load_part(profile, part)
+    trainer: Any = walkthrough_trainer(profile)
+    runs.train(trainer)
+    yield "trained", trainer.model, trainer.processing_class
+
+
+def dev_callbacks(profile: Profile, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """A callback that asks dev questions at each evaluation; none where there are no questions.
+
+    It adds ``eval_dev_exact`` to the metrics, which is what the trainer chooses by.
+    """
+    asking = registry.questions(profile.data.source)
+    return [asking.callback(tokenizer)] if asking else []
+
+
+def silence(trainer: SFTTrainer) -> None:
+    """Keep the trainer from printing its log as a stack of dicts: pages show it as a table."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)

@@ -1,0 +1,89 @@
+"""Held-out answers as a figure, a table and a clause of a sentence. Chapters 04 and 08."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..evaluation.held_out import (
+    HeldOutAnswer,
+    answer_ids,
+    held_out_measure,
+    in_unit,
+    repetition,
+)
+from .figures import Figure, dot_panels
+from .tables import AnswerTable, marked
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..generation import Generation
+
+    Speaker = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+def held_out_figure(frames: Mapping[str, pd.DataFrame]) -> Figure:
+    """What may be compared across tokenizers, and repetition: a dot for each model and measure."""
+    import pandas as pd
+
+    dots = []
+    for name, title in (
+        ("bits_per_byte", "bits per byte of answer"),
+        ("stops", "stops by itself, %"),
+        ("repetition", "repeated runs, %"),
+    ):
+        for label, frame in frames.items():
+            found = held_out_measure(frame, name)
+            scale = 100 if found.unit == "%" else 1
+            low, high = (found.value if end is None else end for end in (found.low, found.high))
+            dots.append(
+                {"label": label, "measure": title, "value": scale * found.value,
+                 "low": scale * low, "high": scale * high, "text": in_unit(found, found.value)}
+            )  # fmt: skip
+    words = "; ".join(f"{dot['label']}, {dot['measure']}: {dot['text']}" for dot in dots)
+    return dot_panels(pd.DataFrame(dots), alt=f"Held-out answers. {words}.")
+
+
+def side_by_side(
+    held_out: Sequence[HeldOutAnswer], frames: Mapping[str, pd.DataFrame], most: int = 4
+) -> AnswerTable:
+    """Held-out prompts with the data's answer and that of each model; long texts are cut."""
+    rows = [
+        (
+            _cut(held.text),
+            _cut(held.answer),
+            *(_cut(marked(frame["generation"].iloc[number])) for frame in frames.values()),
+        )
+        for number, held in enumerate(held_out[:most])
+    ]
+    return AnswerTable(("asked", "the data's answer", *frames), tuple(rows))
+
+
+# --- Sentences ---------------------------------------------------------------------------------
+
+#: From which share of its answers on a model "ends nearly all of them", below which it "runs on",
+#: and from which share of repeated runs on it "repeats itself". The book's own lines to draw.
+NEARLY_ALL, HARDLY_ANY, REPEATS = 0.9, 0.1, 0.2
+
+
+def how_it_ends(answers: Iterable[Generation]) -> str:
+    """How a model's answers end, in words chosen by what was measured; it follows "the base".
+
+    Counted are the answers that end by themselves and the mean `repetition`.
+    """
+    given = list(answers)
+    stops = sum(answer.stopped for answer in given) / len(given)
+    repeated = sum(repetition(answer_ids(answer)) for answer in given) / len(given)
+    if stops >= NEARLY_ALL:
+        ending = "ends nearly all of its answers by itself"
+    elif stops <= HARDLY_ANY:
+        ending = "runs on, and nearly all of its answers are cut at the limit"
+    else:
+        ending = "ends some of its answers by itself and runs on in others"
+    return f"{ending}, repeating itself" if repeated >= REPEATS else ending
+
+
+def _cut(text: str, most: int = 1500) -> str:
+    return text if len(text) <= most else f"{text[:most]} […]"
