@@ -6,9 +6,8 @@ Explained in chapter 02.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +111,7 @@ def fetch(source: str, revision: str | None, weights: bool = True) -> Path:
     Left to themselves, the libraries take a file that they cannot get for one that is not there
     (the chat template, say), and a file of a newer commit together with older ones.
     """
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
 
     offline = not hub_reachable()  # else its silence would be waited for, file by file
     before = set(_cache_folder(source).glob("snapshots/*/*"))
@@ -126,15 +125,20 @@ def fetch(source: str, revision: str | None, weights: bool = True) -> Path:
                 local_files_only=offline,
             )
         )
-        new = [path for path in folder.iterdir() if path.is_file() and path not in before]
-        damaged = _damaged(source, folder.name, new) if new and not offline else []
+        new = any(path.is_file() and path not in before for path in folder.iterdir())
+        checked = (
+            HfApi().verify_repo_checksums(source, revision=folder.name)
+            if new and not offline
+            else None
+        )
     except Exception as error:
         raise load_error(source, False, offline, error) from error
-    if damaged:
-        for path in damaged:
+    if checked and checked.mismatches:
+        names = ", ".join(file["path"] for file in checked.mismatches)
+        for file in checked.mismatches:
+            path = folder / file["path"]
             path.resolve().unlink()
             path.unlink(missing_ok=True)
-        names = ", ".join(path.name for path in damaged)
         raise ModelLoadError(
             f"Cannot load the model {source!r}: {names} arrived damaged, for the sum is another "
             f"than {constants.ENDPOINT} lists for commit {folder.name}. The copy was deleted; run "
@@ -155,26 +159,6 @@ def _cache_folder(source: str) -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE, "models--" + source.replace("/", "--"))
-
-
-def _damaged(source: str, commit: str, files: Sequence[Path]) -> list[Path]:
-    """Those of a model's files whose sum is not the one that the Hub lists."""
-    from huggingface_hub import HfApi
-
-    listed = {entry.path: entry for entry in HfApi().list_repo_tree(source, revision=commit)}
-    found = []
-    for path in files:
-        entry: Any = listed[path.name]
-        if entry.lfs is not None:
-            digest, expected = hashlib.sha256(), entry.lfs.sha256
-        else:  # as git counts it
-            digest, expected = hashlib.sha1(b"blob %d\0" % path.stat().st_size), entry.blob_id
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        if digest.hexdigest() != expected:
-            found.append(path)
-    return found
 
 
 def load_error(
