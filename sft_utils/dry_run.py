@@ -25,7 +25,7 @@ from .data.loss_mask import loss_tokens
 from .data.readers import DataError
 from .data.rows import load_sft_dataset
 from .environment import describe_device, quiet
-from .estimates import Lengths, in_words, measured_rate, work
+from .estimates import Lengths, duration, measured_rate, work
 from .evaluation.questions import SCORERS
 from .experiment import load_rows, load_trainee, lora_config, make_config
 from .generation import ChatTemplateError, render_prompt
@@ -357,7 +357,7 @@ def _time(
             "matrix product measured on this machine, so at least that long"
         )
     return (
-        f"about {in_words(tokens / rate)} for {tokens:,.0f} tokens, {how}; evaluation comes on top"
+        f"about {duration(tokens / rate)} for {tokens:,.0f} tokens, {how}; evaluation comes on top"
     )
 
 

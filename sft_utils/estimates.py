@@ -61,7 +61,7 @@ def answers_ahead(
     seconds = (time.perf_counter() - start) / max(answer.num_tokens for answer in given)
     whole = math.ceil(count / batch) * limit * seconds
     return (
-        f"Ahead: {count:,} answers of up to {limit} tokens each, about {in_words(whole)} if none "
+        f"Ahead: {count:,} answers of up to {limit} tokens each, about {duration(whole)} if none "
         f"stops before; one more token of {batch} answers took {1000 * seconds:.1f} ms just now."
     )
 
@@ -78,7 +78,7 @@ def training_ahead(trainer: SFTTrainer) -> str:
     with torch_random_state():
         rate = measured_rate(config, model, lengths)
     return (
-        f"Ahead: {updates:,} updates, about {in_words(tokens / rate)} for {tokens:,.0f} tokens at "
+        f"Ahead: {updates:,} updates, about {duration(tokens / rate)} for {tokens:,.0f} tokens at "
         f"{rate:,.0f} a second, measured just now; evaluation comes on top. A run that is in the "
         "store is not made again."
     )
@@ -139,7 +139,7 @@ def measured_rate(config: SFTConfig, model: PreTrainedModel, lengths: Lengths) -
     return rate
 
 
-def in_words(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds as people say them, at least one."""
     if seconds < 100:
         return f"{max(1, seconds):.0f} s"

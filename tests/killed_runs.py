@@ -241,7 +241,7 @@ KILLED = {
         (on_call(SFTTrainer, "save_model", 3, SFTTrainer.save_model), "checkpoint-6")
     ],
     "the optimizer half saved": [(within_optimizer, "checkpoint-6")],
-    "all files saved, no manifest": [(on_call(checkpoints, "seal", 3), "checkpoint-6")],
+    "all files saved, no manifest": [(on_call(checkpoints, "mark_whole", 3), "checkpoint-6")],
     "the manifest written, not in place": [(own("os", "replace", 3), "checkpoint-6")],
     "the manifest in place, the old one there": [
         (on_call(checkpoints, "_prune", 4), "checkpoint-9")
@@ -314,7 +314,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     # First: once a trainer is built, its process is one alone.
-    killed = on_call(checkpoints, "seal", 2)
+    killed = on_call(checkpoints, "mark_whole", 2)
     for name, spoil in (("never", None), ("killed", killed), ("killed", None)):
         ended = of_two_processes(folder / f"two processes, {name}", spoil)
         found.setdefault(f"two processes, {name}", []).append(ended)

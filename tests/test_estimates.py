@@ -9,7 +9,7 @@ import torch
 from conftest import make_model, make_tokenizer
 
 from sft_utils import estimates
-from sft_utils.estimates import Lengths, answers_ahead, in_words, measured_rate
+from sft_utils.estimates import Lengths, answers_ahead, duration, measured_rate
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_answers_are_counted_in_batches(asked, questions, batches, monkeypatch):
     assert said.startswith(f"Ahead: {count} answers of up to 50 tokens each, about ")
     steps = 500 / float(re.search(r"([\d.]+) ms", said)[1])  # some may end before
     assert 1 <= steps <= 5
-    assert f"about {in_words(batches * 50 * 0.5 / steps)} if none" in said
+    assert f"about {duration(batches * 50 * 0.5 / steps)} if none" in said
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -67,4 +67,4 @@ def test_the_trial_computes_in_the_numbers_of_the_run(monkeypatch):
 
 def test_times_in_words():
     said = ["1 s", "99 s", "2 minutes", "100 minutes", "1.7 hours"]
-    assert [in_words(s) for s in (0.2, 99, 100, 5999, 6000)] == said
+    assert [duration(s) for s in (0.2, 99, 100, 5999, 6000)] == said

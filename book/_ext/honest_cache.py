@@ -38,7 +38,6 @@ from filelock import FileLock, Timeout
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
 from jupyter_cache.executors.utils import ExecutionResult
-from ledger import entries
 from myst_nb.core.execute import NotebookClientCache
 from myst_nb.core.read import create_nb_reader
 from myst_nb.ext.glue.crossref import read_glue_cache
@@ -47,6 +46,7 @@ from nbformat import NotebookNode
 from page_inputs import Package, digest, inputs, profile_name
 from page_report import Execution, failure, table
 from page_runs import PageRun, PageRuns, room
+from results_and_claims import entries
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError

@@ -36,7 +36,7 @@ def share(frame: pd.DataFrame | None, score: str) -> Measure | str:
     low, high = clustered_interval(hits, entities)
     return Measure(
         float(frame[score].mean()), "%", n=len(frame), entities=len(set(entities)),
-        low=low, high=high, **made_by(frame),
+        low=low, high=high, **origin_of(frame),
     )  # fmt: skip
 
 
@@ -47,11 +47,11 @@ def change(before: pd.DataFrame | None, after: pd.DataFrame | None, score: str) 
     pair = paired_difference(before, after, score)
     return Measure(
         pair.difference, "points", n=len(after), entities=after["entity"].nunique(),
-        low=pair.low, high=pair.high, **made_by(after),
+        low=pair.low, high=pair.high, **origin_of(after),
     )  # fmt: skip
 
 
-def made_by(frame: pd.DataFrame) -> dict[str, Any]:
+def origin_of(frame: pd.DataFrame) -> dict[str, Any]:
     """The seeds and the run of the model that gave a table's answers."""
     return {name: frame.attrs[name] for name in ("seeds", "run") if name in frame.attrs}
 

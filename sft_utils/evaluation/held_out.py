@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..results import Measure
-from .comparison import made_by, percent
+from .comparison import origin_of, percent
 from .likelihood import likelihood
 
 if TYPE_CHECKING:
@@ -322,7 +322,7 @@ def _measure(
         scale(value), unit, n=len(rows), entities=rows.nunique(),
         low=None if low is None else scale(low), high=None if high is None else scale(high),
         digits=4 if unit == "times" else None,
-        **made_by(of),
+        **origin_of(of),
     )  # fmt: skip
 
 

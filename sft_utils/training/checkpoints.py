@@ -34,9 +34,9 @@ _COUNTED = ("_total_loss_scalar", "_globalstep_last_logged", "_total_train_token
 def last_whole_checkpoint(folder: str | Path) -> Path | None:
     """Return the newest checkpoint in ``folder`` that is as it was written, or None.
 
-    Whole is a checkpoint that `seal` has finished, with every file as it was then; and where the
-    best checkpoint so far is another, that one must be whole too, for the end of the run loads
-    it. Takes the time to read all files. Explained in chapter 11.
+    Whole is a checkpoint that `mark_whole` has finished, with every file as it was then; and where
+    the best checkpoint so far is another, that one must be whole too, for the end of the run
+    loads it. Takes the time to read all files. Explained in chapter 11.
     """
     for checkpoint in reversed(_checkpoints(Path(folder))):
         manifest = _read_manifest(checkpoint)
@@ -48,7 +48,7 @@ def last_whole_checkpoint(folder: str | Path) -> Path | None:
     return None
 
 
-def seal(checkpoint: Path, best: str | None = None) -> None:
+def mark_whole(checkpoint: Path, best: str | None = None) -> None:
     """Declare a checkpoint whole: write its manifest, of sizes and SHA-256 sums, in one step.
 
     ``best`` names the folder beside it that holds the best checkpoint so far. Every file is on
@@ -148,7 +148,7 @@ class WholeCheckpoints(TrainerCallback):
             # A pickle of the arguments, a token of access among them, that nothing reads again.
             (checkpoint / "training_args.bin").unlink(missing_ok=True)
             best = state.best_model_checkpoint and Path(state.best_model_checkpoint).name
-            seal(checkpoint, best)
+            mark_whole(checkpoint, best)
             _prune(folder, {checkpoint.name, best})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:

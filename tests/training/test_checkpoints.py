@@ -11,7 +11,12 @@ import pytest
 from conftest import make_model, quick_config, run_alone
 from killed_runs import KILLED, OTHERS, SECOND_EPOCH, UPDATES
 
-from sft_utils.training.checkpoints import MANIFEST, WholeCheckpoints, last_whole_checkpoint, seal
+from sft_utils.training.checkpoints import (
+    MANIFEST,
+    WholeCheckpoints,
+    last_whole_checkpoint,
+    mark_whole,
+)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="forks processes that have torch")
 SAME = ("weights", "log", "best", "step", "random", "dropped", "records")
@@ -108,7 +113,7 @@ def write_checkpoint(folder, updates, best=None, sealed=True):
         (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
         (checkpoint / name).write_bytes(f"{name} after {updates}".encode())
     if sealed:
-        seal(checkpoint, best)
+        mark_whole(checkpoint, best)
     return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""The ledger, on a small book of its own: what it collects, writes, lists and refuses."""
+"""Results and claims, on a small book of its own: what it collects, writes, lists and refuses."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bs4 import BeautifulSoup
 
 sys.path.insert(0, str(EXTENSION))
 
-import ledger  # noqa: E402
+import results_and_claims  # noqa: E402
 
 CONF = f"""
 import sys
 
 sys.path.append({str(EXTENSION)!r})
-extensions = ["myst_nb", "honest_cache", "ledger"]
+extensions = ["myst_nb", "honest_cache", "results_and_claims"]
 root_doc = "index"
 exclude_patterns = ["_build"]
 html_theme = "basic"
@@ -166,7 +166,7 @@ def test_figures_and_tables_are_no_results():
         output("count", {"text/plain": "3"}, "application/x/"),
         nbformat.v4.new_output("stream", text="1"),
     ])  # fmt: skip
-    found = list(ledger.entries(nbformat.v4.new_notebook(cells=[cell]), "page.md"))
+    found = list(results_and_claims.entries(nbformat.v4.new_notebook(cells=[cell]), "page.md"))
     assert [entry["name"] for entry in found] == ["count"]
 
 
@@ -176,5 +176,5 @@ def test_figures_and_tables_are_no_results():
      ("'3 of 10'", (None, None)), ("'1.2.3'", (None, None)), ("'v2'", (None, None))],
 )  # fmt: skip
 def test_a_number_written_as_text_is_a_number_and_other_text_stays_text(text, found):
-    entry = ledger._entry("name", {"text/plain": text})
+    entry = results_and_claims._entry("name", {"text/plain": text})
     assert (entry.get("value"), entry.get("unit")) == found

@@ -18,7 +18,7 @@ def source(tmp_path):
     """Two pages of text, one in a folder."""
     (tmp_path / "conf.py").write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT / 'book' / '_ext')!r})\n"
-        "extensions = ['twin']\nroot_doc = 'index'\nexclude_patterns = ['_build']\n"
+        "extensions = ['other_profile']\nroot_doc = 'index'\nexclude_patterns = ['_build']\n"
     )
     (tmp_path / "book").mkdir()
     (tmp_path / "index.rst").write_text("Front\n=====\n\n.. toctree::\n\n   book/03-baseline\n")
