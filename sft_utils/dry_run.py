@@ -173,9 +173,7 @@ def _find(profile: Profile, source: str, revision: str | None) -> Found:
 def _render_questions(profile: Profile, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise where the model's template cannot write a question as the pages ask it."""
     for question in profile.questions:
-        system = question.system or profile.prompt.system
-        turns = [{"role": "system", "content": system}] if system else []
-        turns.append({"role": "user", "content": question.text})
+        turns = question.conversation(profile.prompt.system)
         render_prompt(tokenizer, turns, template_kwargs=profile.prompt.template_kwargs)
 
 

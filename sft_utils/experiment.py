@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from .profiles import Profile
 
 
+#: Keep the last checkpoint: no evaluation while training, and so nothing that is chosen.
+NO_CHOICE: dict[str, Any] = {
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+}
 VALIDATION_SHARE = 0.05  # of the rows: training does not see them
 
 

@@ -154,6 +154,12 @@ class Question(Table):
     answer: str | None = None
     system: str | None = None
 
+    def conversation(self, system: str | None) -> list[dict[str, str]]:
+        """The turns that ask it, after its own system message or else the profile's."""
+        opening = self.system or system
+        turns = [{"role": "system", "content": opening}] if opening else []
+        return [*turns, {"role": "user", "content": self.text}]
+
 
 @dataclass(frozen=True)
 class HeldOut(Table):

@@ -45,13 +45,6 @@ PRETRAINING_SEEDS = (0, 1, 2)  # 0 is the shipped checkpoint's
 TRAINEE = "atlas-small"
 UNUSED = "unused"  # the role of entities that left the rows
 SCORES = ("exact", "right_value", "value_anywhere", "stops")
-#: Keep the last checkpoint: no evaluation while training, and so nothing that is chosen.
-NO_CHOICE: dict[str, Any] = {
-    "eval_strategy": "no",
-    "eval_on_start": False,
-    "save_strategy": "no",
-    "load_best_model_at_end": False,
-}
 
 
 # --- One replicate -----------------------------------------------------------------------------
@@ -114,7 +107,7 @@ def replicate_trainer(
     check_rows(rows, tokenizer)
     trainer = LabelOnlyTrainer(
         model=trainee,
-        args=experiment.make_config(profile, seed=seed, **NO_CHOICE),
+        args=experiment.make_config(profile, seed=seed, **experiment.NO_CHOICE),
         train_dataset=rows,
         processing_class=tokenizer,
     )

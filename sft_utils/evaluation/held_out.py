@@ -101,10 +101,8 @@ def held_out_answers(
             if turn["role"] == "assistant" and place and turns[place - 1]["role"] == "user"
         ]
     for number, question in enumerate(profile.questions if profile.held_out else ()):
-        system = question.system or profile.prompt.system
-        opening = ({"role": "system", "content": system},) if system else ()
-        asked = {"role": "user", "content": question.text}
-        found.append(HeldOutAnswer(f"question {number}", (*opening, asked), question.answer or ""))
+        asked = tuple(question.conversation(profile.prompt.system))
+        found.append(HeldOutAnswer(f"question {number}", asked, question.answer or ""))
     fitting = [held for held in found if all(_fits(held, profile, *s) for s in speakers)]
     if not fitting:
         raise DataError(

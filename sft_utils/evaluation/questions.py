@@ -82,15 +82,10 @@ def ask_questions(
     """
     from ..generation import generate_responses
 
-    conversations = []
-    for question in profile.questions:
-        system = question.system or profile.prompt.system
-        turns = [{"role": "system", "content": system}] if system else []
-        conversations.append([*turns, {"role": "user", "content": question.text}])
     return generate_responses(
         model,
         tokenizer,
-        conversations,
+        [question.conversation(profile.prompt.system) for question in profile.questions],
         max_new_tokens=profile.generation.max_new_tokens,
         template_kwargs=profile.prompt.template_kwargs,
         return_details=True,

@@ -23,7 +23,7 @@ from ..chat import markup_tokens
 from ..files import draft_folder, write_whole
 from ..generation import render_prompt
 from ..models import end_token_ids
-from ..profiles import Profile
+from ..profiles import Profile, Question
 from ..training import runs
 from ..training.fingerprints import config_state
 
@@ -168,9 +168,7 @@ def _describe(
         files[kind] = {"file": _named(kind, text), "bytes": len(text)}
         os.replace(made, folder / files[kind]["file"])
     question = profile.questions[0].text
-    turns = [{"role": "user", "content": question}]
-    if profile.prompt.system:
-        turns.insert(0, {"role": "system", "content": profile.prompt.system})
+    turns = Question(question).conversation(profile.prompt.system)
     prompt = render_prompt(tokenizer, turns, template_kwargs=profile.prompt.template_kwargs)
     special = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
     return {

@@ -149,14 +149,14 @@ def few_facts(model, tokenizer):
 
 
 def test_the_trainer_differs_from_that_of_chapter_07_in_seed_and_choice_only(shipped):
-    from sft_utils.experiment import make_config
+    from sft_utils.experiment import NO_CHOICE, make_config
 
     profile = load_profile("atlas")
     trainer = module.replicate_trainer(profile, 3, tiny(profile, shipped))
     own, walkthrough = trainer.args.to_dict(), make_config(profile).to_dict()
     changed = {name for name in own if own[name] != walkthrough[name]}
     places = {"output_dir", "run_name", "logging_dir"}
-    assert changed - places <= {"seed", *module.NO_CHOICE, "do_eval", "eval_steps", "save_steps"}
+    assert changed - places <= {"seed", *NO_CHOICE, "do_eval", "eval_steps", "save_steps"}
     assert own["seed"] == 3
     assert trainer.eval_dataset is None
     assert len(trainer.train_dataset) == 38  # of 40 rows
