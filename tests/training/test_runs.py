@@ -286,7 +286,7 @@ def test_places_outputs_and_what_was_done_in_between_do_not_count(build, monkeyp
 
 DESCRIBE = """
 import functools, json, pathlib
-from sft_utils.fingerprints import describe
+from sft_utils.training.fingerprints import describe
 
 class Thing:
     factor = FACTOR
