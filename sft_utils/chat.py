@@ -1,4 +1,4 @@
-"""Chat markup: which tokens only a template may write, and what a template's turn ends with."""
+"""Chat markup: tokens that only a template may write, texts that hold some, the end of a turn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROBE = "Zyzzyva"
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the text of every token that is markup: met in a text, it would be read as that."""
+    """Return the text of every token that the tokenizer calls special; see `markup_tokens`."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return sorted(added | set(tokenizer.all_special_tokens))
 

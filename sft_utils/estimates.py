@@ -1,7 +1,7 @@
 """How long something will take here, told before it begins: by counting, and by a short trial.
 
-Pages 03, 04, 07 and 08 say it near their beginning, and ``check`` of `sft_utils.profiles` says it
-of a profile. Chapter 06 explains the arithmetic.
+Pages 03, 04, 07 and 08 say it near their beginning, and `sft_utils.dry_run` says it of a
+profile. Chapter 06 explains the arithmetic.
 """
 
 from __future__ import annotations

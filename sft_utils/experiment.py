@@ -1,8 +1,8 @@
 """The fine-tuning of the walk-through, built the same way wherever a page needs it.
 
 Chapter 06 explains the configuration, chapter 07 builds the trainer in the open, shows this
-source and trains; the index and chapter 08 call `walkthrough_trainer` and take the run from the
-store. All arguments are named here, on plain `SFTConfig` and `SFTTrainer`.
+source and trains; chapters 08 and 10 call `walkthrough_trainer` and take the run from the store.
+All arguments are named here, on plain `SFTConfig` and `SFTTrainer`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTConfig, SFTTrainer
-
-    from .profiles import Profile
-
 
 #: Keep the last checkpoint: no evaluation while training, and so nothing that is chosen.
 NO_CHOICE: dict[str, Any] = {

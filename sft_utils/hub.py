@@ -1,6 +1,6 @@
 """The Hub: whether it answers, files that are fetched once and whole, and what to do if not.
 
-Explained in chapter 02.
+`load_error` says what to do about a model that cannot be loaded, from a folder as well.
 """
 
 from __future__ import annotations
@@ -10,6 +10,21 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+# What is downloaded of a model: what lies at the top, in one format. The small files alone tell all
+# but the weights.
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+_OTHER_FILES = ["*/*", "consolidated*"]
+
+_WAYS_OUT = """Ways out:
+  - connect to the network and run this again;
+  - set HF_HOME to a cache that already holds it;
+  - set SFT_PROFILE=atlas to use the models that ship with the book;
+  - download it elsewhere and give the path of the local folder."""
+
+
+class ModelLoadError(RuntimeError):
+    """A model or its tokenizer cannot be loaded whole. The message says what to do."""
 
 
 def hub_reachable(timeout: float = 5.0) -> bool:
@@ -87,22 +102,6 @@ def hub_offline(offline: bool = True) -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-# What is downloaded of a model: what lies at the top, in one format. The small files alone tell all
-# but the weights.
-_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
-_OTHER_FILES = ["*/*", "consolidated*"]
-
-_WAYS_OUT = """Ways out:
-  - connect to the network and run this again;
-  - set HF_HOME to a cache that already holds it;
-  - set SFT_PROFILE=atlas to use the models that ship with the book;
-  - download it elsewhere and give the path of the local folder."""
-
-
-class ModelLoadError(RuntimeError):
-    """A model or its tokenizer cannot be loaded whole. The message says what to do."""
 
 
 def fetch(source: str, revision: str | None, weights: bool = True) -> Path:

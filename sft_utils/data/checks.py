@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 ROLES = ("system", "user", "assistant", "tool")
 
+# Control characters, formatting (zero width, direction), and the two ends of line that are no \n.
+INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
 # What a turn may hold besides its content, and what would be lost with it.
 _MORE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "thinking")
 
@@ -164,7 +167,7 @@ def _turn_problem(message: Any) -> str | None:
             f"the content of the {role} is {short(content)}, of type {type(content).__name__}. "
             "It must be text."
         )
-    if all(unicodedata.category(letter) in ("Zs", *HIDDEN) for letter in content):
+    if all(unicodedata.category(letter) in ("Zs", *INVISIBLE) for letter in content):
         return f"the content of the {role} is empty ({short(content)}). Fill it or drop the row."
     half = half_character(content)
     return f"the content of the {role} {half}" if half else None
@@ -200,7 +203,3 @@ def _order_problem(roles: list[str]) -> str | None:
             "missing: nothing is learned from it. Add the answer, or drop this turn."
         )
     return None
-
-
-# Control characters, formatting (zero width, direction), and the two ends of line that are no \n.
-HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")

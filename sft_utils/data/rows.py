@@ -1,4 +1,4 @@
-"""Chat rows: loaded from any common shape into ``messages``. Explained in chapter 05."""
+"""Chat rows of any common shape (ShareGPT, prompt and completion) as ``messages``. Chapter 05."""
 
 from __future__ import annotations
 

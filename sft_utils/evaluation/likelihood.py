@@ -10,11 +10,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    Speaker = tuple[PreTrainedModel, PreTrainedTokenizerBase]
-
-
-# --- How likely a given answer is --------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Likelihood:
@@ -96,9 +91,6 @@ def likelihood(
         len(text[: cuts[-1]].encode()),
         end_loss,
     )
-
-
-# --- Where the probability went ----------------------------------------------------------------
 
 
 def follow_answer(

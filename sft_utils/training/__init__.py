@@ -1,1 +1,1 @@
-"""Fine-tuning: the cheaper step, runs that are kept, their records, memory, several devices."""
+"""Fine-tuning: a cheaper step, runs that are kept and resumed, records, memory, devices."""

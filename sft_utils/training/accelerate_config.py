@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 
-#: The files of TRL, by the strategy of `sft_utils.training.memory.STRATEGIES` that each asks for.
+#: The files of TRL, by the strategy that each asks for; `training.memory` estimates them.
 FILES = {"ZeRO-1": "zero1", "ZeRO-2": "zero2", "ZeRO-3": "zero3", "FSDP2": "fsdp2"}
 
 

@@ -80,7 +80,7 @@ class WholeCheckpoints(TrainerCallback):
     TRL's counts of tokens, the ``records`` of callbacks, the state from which the epoch drew its
     order, and the seconds so far. Kept are the newest checkpoint and the best.
 
-    Of several processes each keeps its own part, and the first one seals; they need one file
+    Of several processes each keeps its own part, and the first one marks it; they need one file
     system. Raises ``ValueError`` where the arguments would leave out the optimizer, or remove
     checkpoints themselves. Explained in chapter 11.
     """

@@ -17,11 +17,8 @@ from .tables import AnswerTable, marked
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..generation import Generation
-
-    Speaker = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def held_out_figure(frames: Mapping[str, pd.DataFrame]) -> Figure:
@@ -60,8 +57,6 @@ def side_by_side(
     ]
     return AnswerTable(("asked", "the data's answer", *frames), tuple(rows))
 
-
-# --- Sentences ---------------------------------------------------------------------------------
 
 #: From which share of its answers on a model "ends nearly all of them", below which it "runs on",
 #: and from which share of repeated runs on it "repeats itself". The book's own lines to draw.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..data.checks import HIDDEN
+from ..data.checks import INVISIBLE
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,7 +66,7 @@ def _visible(text: str) -> str:
         r"[^\n\t -~]",
         lambda found: (
             found[0].encode("unicode_escape").decode()
-            if unicodedata.category(found[0]) in HIDDEN
+            if unicodedata.category(found[0]) in INVISIBLE
             else found[0]
         ),
         text,

@@ -367,7 +367,7 @@ def scorer_always_wrong(patch: Patch) -> None:
 
 def _score(patch: Patch, verdict: bool) -> None:
     def score_answer(old: Any, response: str, *, stopped: bool, **given: Any) -> Any:
-        return home("scoring").Score(verdict, verdict, verdict, stops=stopped)
+        return home("evaluation.metrics").Score(verdict, verdict, verdict, stops=stopped)
 
     swap(patch, "evaluation.metrics", "score_answer", score_answer)
 
@@ -433,7 +433,7 @@ def fits_end_at_once(patch: Patch) -> None:
 @fault(EVALUATION)
 def labels_not_shifted(patch: Patch) -> None:
     """The cheaper step scores the token that was just read, and not the next one."""
-    trainer = home("trainer").LabelOnlyTrainer
+    trainer = home("training.trainer").LabelOnlyTrainer
     forward = trainer._forward
 
     def _forward(self: Any, model: Any, **inputs: Any) -> Any:

@@ -9,10 +9,14 @@ five of them.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
+from importlib import import_module
 
 import pytest
 from book.page_runner import Runner
+from claims import faults
 from claims.faults import FAULTS, PAGES
 from claims.worker import ROOT, claims_of
 
@@ -247,3 +251,17 @@ def test_every_fault_has_its_expectation_and_every_claim_fails_for_some_fault():
     assert list(EXPECTED) == list(FAULTS) and len(FAULTS) > 10
     assert all(CLAIMS.values())
     assert set().union(*EXPECTED.values()) == {name for names in CLAIMS.values() for name in names}
+
+
+def test_faults_reach_into_modules_and_names_that_exist():
+    """They are given as text: one that leads nowhere is told before a fault is planted."""
+    reached = 0
+    for node in ast.walk(ast.parse(inspect.getsource(faults))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("home", "swap"):
+            texts = [a.value for a in node.args if isinstance(a, ast.Constant)]
+            for module, *names in [texts] if texts else []:
+                found = import_module(f"sft_utils.{module}")
+                assert found.__name__ in faults.MODULES
+                assert all(hasattr(found, name) for name in names), texts
+                reached += 1
+    assert reached > 15

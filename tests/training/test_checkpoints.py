@@ -107,12 +107,12 @@ FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth",
          "trainer_state.json", "progress_0.json", "epoch-start/rng_state.pth")  # fmt: skip
 
 
-def write_checkpoint(folder, updates, best=None, sealed=True):
+def write_checkpoint(folder, updates, best=None, marked=True):
     checkpoint = folder / f"checkpoint-{updates}"
     for name in FILES:
         (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
         (checkpoint / name).write_bytes(f"{name} after {updates}".encode())
-    if sealed:
+    if marked:
         mark_whole(checkpoint, best)
     return checkpoint
 
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_never_picked(tmp_path, name, harm):
 
 def test_one_that_was_never_sealed_is_none(tmp_path):
     assert last_whole_checkpoint(tmp_path / "nowhere") is None
-    write_checkpoint(tmp_path, 3, sealed=False)
+    write_checkpoint(tmp_path, 3, marked=False)
     (tmp_path / "checkpoint-last").mkdir()
     (tmp_path / "checkpoint-7").write_text("a file")
     assert last_whole_checkpoint(tmp_path) is None
