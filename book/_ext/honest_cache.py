@@ -35,6 +35,7 @@ from typing import Any, ClassVar
 import myst_nb.core.execute.cache
 from docutils import nodes
 from filelock import FileLock, Timeout
+from inline_expressions import annotate, attach, values
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
 from jupyter_cache.executors.utils import ExecutionResult
@@ -229,6 +230,12 @@ class HonestCache:
         """Write the digest of the page's inputs where jupyter-cache looks; return the inputs."""
         python = {"name": "python3", "display_name": "Python 3"}
         found = self.inputs(docname, notebook)
+        starts = notebook.metadata.get("source_map", [])
+        lines, before = {}, 0
+        for cell, line in zip(notebook.cells, starts, strict=False):
+            before += cell.cell_type == "code"
+            lines.setdefault(before, line)
+        self.pages.setdefault(docname, {})["prose"] = lines
         notebook.metadata.setdefault("kernelspec", python)["digest"] = digest(found)
         return found
 
@@ -236,7 +243,11 @@ class HonestCache:
         """What the execution of the page depends on, as it is now."""
         root = Path(self.app.srcdir)
         pins = (folder / "constraints.txt" for folder in (root, root.parent))
-        return inputs(
+        config = self.app.env.myst_config  # type: ignore[attr-defined]
+        source = Path(self.app.env.doc2path(docname)).read_text("utf-8")
+        asked = annotate(notebook, config, self.name(docname), source)
+        expressions = {"expressions": digest({"all": json.dumps(sorted(asked))})} if asked else {}
+        return expressions | inputs(
             [cell.source for cell in notebook.cells if cell.cell_type == "code"],
             Path(self.app.env.doc2path(docname)).parent,
             Package(self.app.config.honest_cache_package),
@@ -326,9 +337,11 @@ class PageClient(NotebookClientCache):
             # `notebook` is what myst-nb will write for download: give it the outputs too.
             notebook.cells, notebook.metadata = self.notebook.cells, self.notebook.metadata
             page.update(seconds=data["execution_seconds"], peak_mb=data.get("peak_mb"))
+            attach(notebook, data.get("expressions", []))
             self.book.say(f"{name}: from cache")
         # Now, since myst-nb takes what is not shown out of the notebook that it writes.
         page["results"] = list(entries(notebook, name))
+        page["expressions"] = values(notebook)
 
     def _execute(self, docname: str, name: str, page: dict[str, Any]) -> None:
         """Execute the page, tell how it went, and keep the result if it can be trusted."""
@@ -348,7 +361,8 @@ class PageClient(NotebookClientCache):
         if not result["succeeded"]:  # possible only without `raise_on_error`
             page["inputs"] = {}
         elif self.book.inputs(docname, self.notebook) == page["inputs"]:
-            data = {"execution_seconds": page["seconds"], "peak_mb": page["peak_mb"]}
+            data = {"execution_seconds": page["seconds"], "peak_mb": page["peak_mb"],
+                    "expressions": values(self.notebook)}  # fmt: skip
             bundle = CacheBundleIn(self.notebook, str(self.path), data=data)
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
         else:

@@ -38,7 +38,7 @@ if "google.colab" in sys.modules:
 PREFACE = """\
 This is the notebook of [a page of *{title}*]({page}).
 Where the page shows a number that a cell computed, the name stands here under which the cell
-stored it: `name`.\
+stored it, or the expression: `name`.\
 """
 
 CODE = re.compile(
@@ -140,6 +140,8 @@ class Notebooks:
         name, text = match["name"], match["text"]
         if name == "glue:text":  # "03-baseline.md::base_chat_exact:s", or the key alone
             return f"`{text.split('::')[-1].split(':')[0]}`"
+        if name == "eval":
+            return f"`{text}`"
         if name == "term":  # "shown <entry>", or the entry itself
             return re.sub(r"\s*<[^>]*>$", "", text)
         if name == "cite":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from inline_expressions import EvaluatingClient
 from jupyter_cache.executors.utils import ExecutionResult
 from jupyter_cache.utils import Timer
 from nbclient import NotebookClient
@@ -84,7 +85,7 @@ class PageRun:
 
     def _execute(self) -> ExecutionResult:
         resources = {"metadata": {"path": str(self.folder)}}
-        self.client = NotebookClient(
+        self.client = EvaluatingClient(
             self.notebook, resources=resources, **self.settings, **CLIENT_SETTINGS
         )
         timer, error, told = Timer(), None, None

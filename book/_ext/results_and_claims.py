@@ -52,12 +52,16 @@ def entries(notebook: nbformat.NotebookNode, page: str) -> Iterator[Entry]:
 
     Each says how it was ``made``: live, or from recorded runs too, once its page has read any.
     """
-    section, made = "", LIVE
+    section, made, last = "", LIVE, 0
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             prose = re.sub(r"^(`{3,}|:{3,}).*?^\1", "", cell.source, flags=re.DOTALL | re.MULTILINE)
             headings = re.findall(r"^##+ +(.+?)\s*$", prose, flags=re.MULTILINE)
             section = headings[-1] if headings else section
+            for value in cell.metadata.get("user_expressions", ()):
+                yield {**_inline(value), "page": page, "cell": last, "section": section,
+                       "made": made}  # fmt: skip
+        last = cell.get("execution_count") or last
         for output in cell.get("outputs", []):
             stored = output.get("metadata", {}).get("scrapbook")
             if stored and not stored["name"].endswith("_ci"):  # it is in the measure already
@@ -68,6 +72,14 @@ def entries(notebook: nbformat.NotebookNode, page: str) -> Iterator[Entry]:
                     made = made if found.get("live", True) else LIVE_AND_RECORDED
                     place = {"page": page, "cell": cell.execution_count, "section": section}
                     yield {**found, **place, "made": made}
+
+
+def _inline(value: dict[str, Any]) -> Entry:
+    """What an expression in the prose gave, under the expression as its name."""
+    name, result = value["expression"], value["result"]
+    if measure := result["metadata"]["measure"]:
+        return {"name": name, **measure}
+    return _entry(name, {"text/plain": result["data"]["text/plain"]}) or {"name": name}
 
 
 def _entry(name: str, data: dict[str, Any]) -> Entry | None:
