@@ -103,7 +103,7 @@ def test_the_file_follows_its_schema_and_the_schema_can_refuse(book):
     schema = json.loads((EXTENSION / "results.schema.json").read_text("utf8"))
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(document, schema)
-    for name, value in (("value", "75"), ("cell", 0), ("seeds", [0.5]), ("more", 1)):
+    for name, value in (("value", "75"), ("cell", -1), ("seeds", [0.5]), ("more", 1)):
         spoiled = json.loads(book[1][0])
         spoiled["results"][0][name] = value
         with pytest.raises(jsonschema.ValidationError):
