@@ -222,7 +222,8 @@ class EvalRole(SphinxRole):
         if len(texts) > 1:  # it changes on the page: take that of the cell that the line is in
             here = max((n for n, line in starts.items() if line <= self.lineno), default=0)
             texts = {result["data"]["text/plain"] for before, result in found if before == here}
-        return [nodes.inline("", texts.pop(), classes=["pasted-text"])], []
+        classes = ["pasted-text", "inline-expression"]  # a value, as one that is glued
+        return [nodes.inline("", texts.pop(), classes=classes)], []
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

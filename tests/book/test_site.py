@@ -139,7 +139,10 @@ def test_every_quoted_value_is_there(site, page):
     other_profiles = r"^(`{3,})\{only\} not atlas\n.*?^\1$"
     source = re.sub(other_profiles, "", page.source, flags=re.DOTALL | re.MULTILINE)
     quoted = GLUE.findall(source)
-    pasted = [node.get_text() for node in page.article.select("span.pasted-text")]
+    shown = page.article.select("span.pasted-text")
+    inline = [node.get_text() for node in shown if "inline-expression" in node["class"]]
+    assert len(inline) == len(re.findall(r"\{eval\}`", source)) and all(map(str.strip, inline))
+    pasted = [node.get_text() for node in shown if "inline-expression" not in node["class"]]
     assert len(pasted) == len(quoted)
     for (other, key, form), text in zip(quoted, pasted, strict=True):
         glued = site.page(other or page.name).glued
