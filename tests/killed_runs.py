@@ -29,7 +29,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
 from sft_utils import quiet
-from sft_utils.training import checkpoints, fingerprints, runs
+from sft_utils.training import checkpoints, runs
 
 ROWS = 10  # 5 batches an epoch, 10 updates in all
 UPDATES, SAVES = 10, 3  # saved after 3, 6, 9 and 10; logged after 2, 4, …
@@ -145,18 +145,18 @@ def part(trainer: SFTTrainer, store: Path, spoil: Callable[[SFTTrainer, Steps], 
 
     def work() -> dict[str, Any]:
         steps = Steps()
-        key = fingerprints.fingerprint(trainer)
+        key = runs.fingerprint(trainer)
         resumed = checkpoints.last_whole_checkpoint(store / f"{key}.partial")
         before = 0.0
         if resumed:
             before = json.loads((resumed / "progress_0.json").read_text())["seconds"]
-        fingerprint = fingerprints.fingerprint
-        fingerprints.fingerprint = lambda given: key  # with the callback below it would be another
+        fingerprint = runs.fingerprint
+        runs.fingerprint = lambda given: key  # with the callback below it would be another
         trainer.add_callback(steps)
         if spoil is not None:
             spoil(trainer, steps)
         run = runs.train(trainer, store)
-        fingerprints.fingerprint = fingerprint
+        runs.fingerprint = fingerprint
         left = sorted(path.name for path in store.iterdir() if path.name != ".locks")
         return state_of(trainer) | {
             "records": run.records,
@@ -269,15 +269,15 @@ def two_at_once(trainer: SFTTrainer, store: Path) -> list[tuple[int, Any]]:
                 os.write(under_way[1], b".")
                 os.read(asked[0], 1)
 
-    key = fingerprints.fingerprint(trainer)
+    key = runs.fingerprint(trainer)
 
     def first() -> Any:
-        fingerprints.fingerprint = lambda given: key
+        runs.fingerprint = lambda given: key
         trainer.add_callback(Waits())
         return runs.train(trainer, store).reused, state_of(trainer)
 
     def second() -> Any:
-        fingerprints.fingerprint = lambda given: key
+        runs.fingerprint = lambda given: key
         os.read(under_way[0], 1)
         os.write(asked[1], b".")
         return runs.train(trainer, store).reused, state_of(trainer)
