@@ -12,6 +12,7 @@ import copy
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from . import registry
@@ -40,7 +41,7 @@ VALIDATION_SHARE = 0.05  # of the rows: training does not see them
 
 def has_dev_questions(profile: Profile) -> bool:
     """True where the data set is the Atlas's, whose dev questions can choose a checkpoint."""
-    return registry.questions(profile.data.source) is not None
+    return profile.data.source in registry.questions()
 
 
 def load_part(profile: Profile, part: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -234,8 +235,10 @@ def dev_callbacks(profile: Profile, tokenizer: PreTrainedTokenizerBase) -> list[
 
     It adds ``eval_dev_exact`` to the metrics, which is what the trainer chooses by.
     """
-    asking = registry.questions(profile.data.source)
-    return [asking.callback(tokenizer)] if asking else []
+    if not has_dev_questions(profile):
+        return []
+    asking: Any = resolve_name(registry.questions()[profile.data.source])
+    return [asking.callback(tokenizer)]
 
 
 def silence(trainer: SFTTrainer) -> None:

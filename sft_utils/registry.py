@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from pkgutil import resolve_name
-from types import ModuleType
 from typing import Any
 
 SHIPPED_BY = ("sft_utils.atlas.shipped",)
@@ -24,14 +23,14 @@ def rows() -> dict[str, Path]:
     return _all("ROWS")
 
 
-def questions(source: str) -> ModuleType | None:
-    """The module that asks about a data set what has a known answer; None if there is none.
+def questions() -> dict[str, str]:
+    """By a data set's name, the module that asks about it what has a known answer.
 
-    It offers ``callback(tokenizer)``, which scores a sample of them at each evaluation of a
-    training and adds ``eval_dev_exact`` to its metrics.
+    The module offers ``callback(tokenizer)``, which scores a sample of the questions at each
+    evaluation of a training and adds ``eval_dev_exact`` to its metrics. It needs transformers, so
+    it is named here and imported by `pkgutil.resolve_name` where it is used.
     """
-    named = _all("QUESTIONS").get(source)
-    return resolve_name(named) if named else None
+    return _all("QUESTIONS")
 
 
 def _all(kind: str) -> dict[str, Any]:

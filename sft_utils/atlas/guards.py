@@ -36,6 +36,18 @@ def as_shipped(profile: Profile, *tables: str) -> bool:
     return all(getattr(profile, table) == getattr(shipped, table) for table in named)
 
 
+def on_record(profile: Profile) -> bool:
+    """True where the profile is the shipped one; otherwise print that a part is left out.
+
+    A record of other models, rows or arguments than the profile's would be refused.
+    """
+    if as_shipped(profile):
+        return True
+    print("The runs on record are of the shipped profile, with its models, rows and arguments.")
+    print(f"With those of the profile {profile.name} this part is left out.")
+    return False
+
+
 def facts_to_ask(profile: Profile) -> int | None:
     """How many of the Atlas's facts pages ask for: all (None) on its data, elsewhere a part.
 
