@@ -230,12 +230,6 @@ class HonestCache:
         """Write the digest of the page's inputs where jupyter-cache looks; return the inputs."""
         python = {"name": "python3", "display_name": "Python 3"}
         found = self.inputs(docname, notebook)
-        starts = notebook.metadata.get("source_map", [])
-        lines, before = {}, 0
-        for cell, line in zip(notebook.cells, starts, strict=False):
-            before += cell.cell_type == "code"
-            lines.setdefault(before, line)
-        self.pages.setdefault(docname, {})["prose"] = lines
         notebook.metadata.setdefault("kernelspec", python)["digest"] = digest(found)
         return found
 
@@ -243,13 +237,12 @@ class HonestCache:
         """What the execution of the page depends on, as it is now."""
         root = Path(self.app.srcdir)
         pins = (folder / "constraints.txt" for folder in (root, root.parent))
-        config = self.app.env.myst_config  # type: ignore[attr-defined]
-        source = Path(self.app.env.doc2path(docname)).read_text("utf-8")
-        asked = annotate(notebook, config, self.name(docname), source)
+        file = Path(self.app.env.doc2path(docname))
+        asked = annotate(notebook, self.app.env.myst_config, file)  # type: ignore[attr-defined]
         expressions = {"expressions": digest({"all": json.dumps(sorted(asked))})} if asked else {}
         return expressions | inputs(
             [cell.source for cell in notebook.cells if cell.cell_type == "code"],
-            Path(self.app.env.doc2path(docname)).parent,
+            file.parent,
             Package(self.app.config.honest_cache_package),
             next((file for file in pins if file.is_file()), None),
         )
@@ -342,6 +335,8 @@ class PageClient(NotebookClientCache):
         # Now, since myst-nb takes what is not shown out of the notebook that it writes.
         page["results"] = list(entries(notebook, name))
         page["expressions"] = values(notebook)
+        lines = zip(notebook.cells, notebook.metadata.get("source_map", ()), strict=False)
+        page["cells"] = [line for cell, line in lines if cell.cell_type == "code"]
 
     def _execute(self, docname: str, name: str, page: dict[str, Any]) -> None:
         """Execute the page, tell how it went, and keep the result if it can be trusted."""

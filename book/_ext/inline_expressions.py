@@ -16,6 +16,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -100,48 +101,51 @@ def split(text: str) -> tuple[str, str]:
     raise SyntaxError(f"{text!r} is no expression.")
 
 
+def prose(notebook: nbformat.NotebookNode) -> Iterator[tuple[int, nbformat.NotebookNode]]:
+    """The Markdown cells of a notebook, each with the number of code cells before it."""
+    before = 0
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            yield before, cell
+        before += cell.cell_type == "code"
+
+
 def annotate(
-    notebook: nbformat.NotebookNode, config: MdParserConfig, page: str, source: str
+    notebook: nbformat.NotebookNode, config: MdParserConfig, page: Path
 ) -> list[tuple[int, str]]:
     """Note in each Markdown cell its expressions; return them with the code cells before each.
 
-    ``page`` is how the page is called in errors, ``source`` its text, for the lines.
+    ``page`` is the file of the notebook, from which errors tell the line.
     """
-    found, before, place = [], 0, 0
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            before += 1
-        elif cell.cell_type == "markdown" and "{eval}" in cell.source:
-            try:
-                texts = find(cell.source, config)
-            except ExpressionError as error:
-                raise ExpressionError(f"{page}: {error}") from None
-            cell.metadata["expressions"], cell.metadata["lines"] = texts, []
-            for text in texts:
-                found.append((before, text))
-                place = max(place, source.find(f"`{text}`", place))
-                cell.metadata["lines"].append(source.count("\n", 0, place) + 1)
+    asking = [(before, cell) for before, cell in prose(notebook) if "{eval}" in cell.source]
+    source, place, found = page.read_text("utf-8") if asking else "", 0, []
+    for before, cell in asking:
+        try:
+            texts = find(cell.source, config)
+        except ExpressionError as error:
+            raise ExpressionError(f"{page.name}: {error}") from None
+        cell.metadata["expressions"], cell.metadata["lines"] = texts, []
+        for text in texts:
+            found.append((before, text))
+            place = max(place, source.find(f"`{text}`", place))
+            cell.metadata["lines"].append(source.count("\n", 0, place) + 1)
     return found
 
 
 def values(notebook: nbformat.NotebookNode) -> list[list[Any]]:
     """What was computed: code cells before, expression and result, in order."""
-    found, before = [], 0
-    for cell in notebook.cells:
-        before += cell.cell_type == "code"
-        for entry in cell.metadata.get("user_expressions", ()):
-            found.append([before, entry["expression"], entry["result"]])
-    return found
+    return [
+        [before, entry["expression"], entry["result"]]
+        for before, cell in prose(notebook)
+        for entry in cell.metadata.get("user_expressions", ())
+    ]
 
 
 def attach(notebook: nbformat.NotebookNode, kept: list[list[Any]]) -> None:
     """Put kept values back into the Markdown cells of a notebook that was not executed."""
     known = {(before, text): result for before, text, result in kept}
-    before = 0
-    for cell in notebook.cells:
-        before += cell.cell_type == "code"
-        texts = cell.metadata.get("expressions")
-        if texts:
+    for before, cell in prose(notebook):
+        if texts := cell.metadata.get("expressions"):
             cell.metadata["user_expressions"] = [
                 {"expression": text, "result": known[before, text]} for text in texts
             ]
@@ -211,7 +215,7 @@ class EvalRole(SphinxRole):
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         page = getattr(self.env, "honest_cache", {}).get(self.env.docname, {})
-        kept, starts = page.get("expressions", []), page.get("prose", {})
+        kept, starts = page.get("expressions", []), page.get("cells", [])
         found = [(before, result) for before, text, result in kept if text == self.text]
         if not found:
             raise ExpressionError(
@@ -220,7 +224,7 @@ class EvalRole(SphinxRole):
             )
         texts = {result["data"]["text/plain"] for _, result in found}
         if len(texts) > 1:  # it changes on the page: take that of the cell that the line is in
-            here = max((n for n, line in starts.items() if line <= self.lineno), default=0)
+            here = sum(line < self.lineno for line in starts)
             texts = {result["data"]["text/plain"] for before, result in found if before == here}
         classes = ["pasted-text", "inline-expression"]  # a value, as one that is glued
         return [nodes.inline("", texts.pop(), classes=classes)], []

@@ -89,7 +89,9 @@ def built(book):
     for page in (
         PAGE,
         PAGE,
-        PAGE.replace("Then", "A new line.\n\nAfterwards"),
+        PAGE.replace("\n\n", "\n\n" + 20 * "More.\n\n", 1).replace(
+            "Then", "A new line.\n\nAfterwards"
+        ),
         PAGE.replace("1 / n:.2f", "1 / n:.3f"),
     ):
         book.write("page.md", HEADER + page)
