@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import ast
 import json
+import queue
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from markdown_it.token import Token
 from myst_parser.config.main import MdParserConfig
 from myst_parser.parsers.mdit import create_md_parser
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbclient.util import ensure_async
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
@@ -197,9 +199,23 @@ class EvaluatingClient(NotebookClient):
         return results
 
     async def _message(self, receive: Any, sent: str, kind: str) -> Any:
-        """The content of the next message of a kind that answers what was sent."""
+        """The content of the next message of a kind that answers what was sent.
+
+        As for a cell, a kernel that died and the time limit of the book are told.
+        """
+        start = time.monotonic()
         while True:
-            message = await ensure_async(receive(timeout=self.timeout))
+            try:
+                message = await ensure_async(receive(timeout=1))
+            except queue.Empty:
+                assert self.km is not None
+                if not await ensure_async(self.km.is_alive()):
+                    raise DeadKernelError("Kernel died") from None
+                if self.timeout and 0 < self.timeout < time.monotonic() - start:
+                    raise CellTimeoutError(
+                        f"The expressions of a paragraph took more than {self.timeout} s."
+                    ) from None
+                continue
             if message["parent_header"].get("msg_id") == sent and message["msg_type"] == kind:
                 return message["content"]
 

@@ -24,6 +24,7 @@ exclude_patterns = ["_build"]
 html_theme = "basic"
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
+nb_execution_timeout = 5
 myst_enable_extensions = ["colon_fence", "deflist"]
 """
 HEADER = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n\n"
@@ -136,6 +137,14 @@ def test_a_measure_brings_what_belongs_to_it(built):
             "page.md, cell 1: NameError: line 15, {eval}`missing + 1`: name 'missing'",
         ),
         ("It is {eval}`1 +`.", "SyntaxError: line 15, {eval}`1 +`: '1 +' is no expression."),
+        (
+            "It is {eval}`__import__('os')._exit(3)`.",
+            "page.md, cell 1: DeadKernelError: Kernel died",
+        ),
+        (
+            "It is {eval}`__import__('time').sleep(9)`.",
+            "page.md, cell 1: CellTimeoutError: The exp",
+        ),
         ("![alt {eval}`n`](x.png)", "page.md: {eval}`n` is in the text of an image"),
     ],
 )
