@@ -200,7 +200,7 @@ def _residuals(values: np.ndarray, index: np.ndarray) -> np.ndarray:
 def _clustered_mean(values: np.ndarray, index: np.ndarray) -> Any:
     """The mean as a regression on a constant, whose error statsmodels makes robust to clusters."""
     import numpy as np
-    from statsmodels.api import OLS
+    from statsmodels.regression.linear_model import OLS
 
     fit = OLS(values, np.ones_like(values))
     return fit.fit(cov_type="cluster", cov_kwds={"groups": index}, use_t=True)
