@@ -51,7 +51,7 @@ models: $(INSTALLED)  ## Make the Atlas models and data again from the tables (w
 	OMP_NUM_THREADS=1 $(BIN)/python -m sft_utils.atlas.pretrain
 
 # What was finished is kept in _build/pretrained and .runs, so that it can be stopped and called again.
-runs: $(INSTALLED)  ## Make the recorded runs again, for chapters 09 and 10 (an hour)
+runs: $(INSTALLED)  ## Make the recorded runs again, for chapters 12 and 13 (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m sft_utils.atlas.replicate
 	SFT_LIVE=all $(BIN)/jupyter-book build .
 

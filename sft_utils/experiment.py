@@ -1,7 +1,7 @@
 """The fine-tuning of the walk-through, built the same way wherever a page needs it.
 
 Chapter 06 explains the configuration, chapter 07 builds the trainer in the open, shows this
-source and trains; chapters 08 and 10 call `walkthrough_trainer` and take the run from the store.
+source and trains; chapters 08 and 13 call `walkthrough_trainer` and take the run from the store.
 All arguments are named here, on plain `SFTConfig` and `SFTTrainer`.
 """
 
@@ -217,7 +217,7 @@ def walkthrough_trainer(
 def answering_models(
     profile: Profile,
 ) -> Iterator[tuple[str, PreTrainedModel, PreTrainedTokenizerBase]]:
-    """The models that chapter 12 asks, one after another: base, reference, then the one trained.
+    """The models that chapter 26 asks, one after another: base, reference, then the one trained.
 
     Triples of part, model and tokenizer. A profile without a reference gives two. The last is
     that of `walkthrough_trainer`, taken from the store or trained.

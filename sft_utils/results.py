@@ -180,7 +180,7 @@ def claim(
     Shows one line and never raises for a claim that fails: the build goes on, lists every failed
     claim at its end and exits with an error. ``name`` is in kebab-case and unique in the book.
     The threshold stands at least four standard deviations between seeds away from the value, so
-    that another processor does not break the claim (chapter 09).
+    that another processor does not break the claim (chapter 12).
 
     Raises ``ValueError`` unless there is exactly one threshold, a sentence and a fitting name.
     """

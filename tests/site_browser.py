@@ -49,7 +49,7 @@ SCREENS = [
 DESKTOP, PHONE = SCREENS[0], SCREENS[2]
 #: Pages that differ in kind. Each change looks at all pages on the desktop's screen, and at these
 #: in every other way too; `make weekly` looks at all pages in all ways.
-KINDS = ("index", "08-evaluation", "12-ask", "claims", "glossary")
+KINDS = ("index", "08-evaluation", "26-ask", "claims", "glossary")
 
 
 def look(page: str, screen: Screen | None = None) -> Any:

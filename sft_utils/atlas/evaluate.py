@@ -362,7 +362,7 @@ def replay_rows(
     Rows are pieces of documents end to end, as pretraining reads them, but cut to about the length
     of a chat row, so that a batch of them needs no more memory. Each has ``input_ids`` and
     ``labels``, which are the same: every token but the first carries loss. Empty where ``tokens``
-    is 0. Explained in chapter 10.
+    is 0. Explained in chapter 13.
     """
     from .pretrain import windows
 
@@ -387,7 +387,7 @@ def kl_to_base(
     ``token`` (as text), and two divergences in nats, over the whole vocabulary, of what the two
     models expect at that place. ``kl`` is KL(tuned || base), the reverse one; ``kl_base`` is
     KL(base || tuned), the forward one, which Shenfeld et al. (2509.04259) relate to forgetting.
-    The mean of a column is the mean a token. Explained in chapter 10.
+    The mean of a column is the mean a token. Explained in chapter 13.
     """
     import pandas as pd
     import torch

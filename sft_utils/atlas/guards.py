@@ -1,4 +1,4 @@
-"""What pages do on the Atlas alone, and how much of it they ask other models. Chapters 03 to 10."""
+"""What pages do on the Atlas alone, and how much of it they ask other models. Chapters 03 to 13."""
 
 from __future__ import annotations
 

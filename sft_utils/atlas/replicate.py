@@ -3,7 +3,7 @@
 A *replicate* draws anew what a seed can draw: which entities are in the rows, the rows, and their
 order. It is scored on a half of the ``test`` entities, on which nothing was ever chosen; the other
 half trades places with entities of the fine-tuning data. ``make runs`` runs this module: it repeats
-the pretraining as well, and records what came out. Explained in chapter 09.
+the pretraining as well, and records what came out. Explained in chapter 12.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SCORES = ("exact", "right_value", "value_anywhere", "stops")
 
 
 def replicate_world(world: World, seed: int) -> World:
-    """The world with other entities in the rows: only roles change. Explained in chapter 09.
+    """The world with other entities in the rows: only roles change. Explained in chapter 12.
 
     In each domain half of the ``test`` entities become ``sft``, as many ``sft`` entities become
     ``unused``, and the rest of ``test``, the larger half of an odd number, stays to be scored.
@@ -97,7 +97,7 @@ def replicate_trainer(
     """The walk-through's run with a replicate's rows and order, and no choice of checkpoint.
 
     The step is the cheaper one of `LabelOnlyTrainer`. A copy of ``start``, a model and its
-    tokenizer, is trained. Chapter 09.
+    tokenizer, is trained. Chapter 12.
     """
     from ..data.checks import check_rows
     from ..training.trainer import LabelOnlyTrainer
@@ -128,7 +128,7 @@ def score_replicate(
 
 
 def over_seeds(frames: Mapping[int, pd.DataFrame], score: str) -> Measure:
-    """The mean of a score over runs, with the t-interval that takes a run as one. Chapter 09.
+    """The mean of a score over runs, with the t-interval that takes a run as one. Chapter 12.
 
     ``frames`` maps a seed to the scored answers of its run. ``n`` is the number of runs, and the
     measure's ``run`` stands for all of them.
@@ -145,7 +145,7 @@ def over_seeds(frames: Mapping[int, pd.DataFrame], score: str) -> Measure:
 
 
 def sd_interval(sd: float, runs: int, level: float = 0.95) -> tuple[float, float]:
-    """How well ``runs`` runs tell the standard deviation: the chi-square interval. Chapter 09.
+    """How well ``runs`` runs tell the standard deviation: the chi-square interval. Chapter 12.
 
     For numbers that are spread normally. With few runs it is wide, and never symmetric.
     """
@@ -159,7 +159,7 @@ def sd_interval(sd: float, runs: int, level: float = 0.95) -> tuple[float, float
 def expected_best(sd: float, runs: int) -> float:
     """How far the best of ``runs`` runs is expected above their mean, for a normal spread.
 
-    Explained in chapter 09; the expected best of several runs is from Dodge et al., 2002.06305.
+    Explained in chapter 12; the expected best of several runs is from Dodge et al., 2002.06305.
     """
     from scipy.stats import norm
 
@@ -169,7 +169,7 @@ def expected_best(sd: float, runs: int) -> float:
 def seeds_needed(sd: float, half_width: float, most: int = 1000) -> int:
     """How many seeds make the 95 % t-interval of the mean at most ``half_width`` to each side.
 
-    ``sd`` is the standard deviation between seeds, in the same unit. Explained in chapter 09.
+    ``sd`` is the standard deviation between seeds, in the same unit. Explained in chapter 12.
     Raises ``ValueError`` where ``most`` seeds are not enough.
     """
     from scipy.stats import t
@@ -190,7 +190,7 @@ def pretrainings(
 
     ``start`` is the shipped trainee and its tokenizer, and ``profile`` says how it is trained.
     The results are three tables: ``answers`` to the replicate's own questions, the same to the
-    ``dev`` questions, and ``facts`` completed. Raises `RecordError`. Chapter 09.
+    ``dev`` questions, and ``facts`` completed. Raises `RecordError`. Chapter 12.
     """
     trainer = replicate_trainer(profile, 0, start)  # all have its rows and arguments
     given = {seed: _measured(trainer, seed) for seed in PRETRAINING_SEEDS}

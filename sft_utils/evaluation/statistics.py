@@ -1,4 +1,4 @@
-"""Intervals, tests and power for scores, on SciPy and statsmodels. Chapters 08 and 09.
+"""Intervals, tests and power for scores, on SciPy and statsmodels. Chapters 08 and 12.
 
 What a claim is about decides what is counted. A claim about a *checkpoint* ("this model answers
 so many questions") is made from questions, and those about one entity stand or fall together:
@@ -43,7 +43,7 @@ def mean_interval(
 
 
 def standard_error(values: ArrayLike, clusters: ArrayLike) -> float:
-    """The standard error of a mean, clustered as in `mean_interval`. Chapter 09.
+    """The standard error of a mean, clustered as in `mean_interval`. Chapter 12.
 
     With entities as clusters it tells how far a score would move if other entities of the same
     kind were asked about.
@@ -177,7 +177,7 @@ class SeedSummary(NamedTuple):
 
 
 def seed_summary(values: ArrayLike, level: float = 0.95) -> SeedSummary:
-    """Sum up one number of each training run, the runs alike but for their seeds. Chapter 09.
+    """Sum up one number of each training run, the runs alike but for their seeds. Chapter 12.
 
     The t interval is of the recipe's mean over seeds, on these questions. It has no width where
     all runs gave the same number. Raises ``ValueError`` for fewer than two runs.

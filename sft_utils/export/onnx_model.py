@@ -1,4 +1,4 @@
-"""Write models as ONNX, and all that a browser needs to ask them, for the page of chapter 12.
+"""Write models as ONNX, and all that a browser needs to ask them, for the page of chapter 26.
 
 What is written is a memo in the store of runs, as a fine-tuning is (see `training.runs`): the
 graph of an architecture once, the files for a page once for the weights in them.
@@ -53,7 +53,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path, store: str | Path | No
 
     Raises `ExportError` if the weights are more than `LARGEST` bytes, if the architecture cannot be
     exported, or if the file does not compute what the model does; no file is left then. Explained
-    in chapter 12.
+    in chapter 26.
     """
     import onnx
 
@@ -105,7 +105,7 @@ def pack(
 
     ``models`` are triples of part, model and tokenizer, as `experiment.answering_models` gives
     them. A model that cannot be exported is listed under ``left_out``, with the reason. The folder
-    is an entry of the store, named by what it was made from, and whole. Explained in chapter 12.
+    is an entry of the store, named by what it was made from, and whole. Explained in chapter 26.
     """
     root = runs.store_folder(store)
     with draft_folder(root) as draft:

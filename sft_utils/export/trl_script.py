@@ -65,7 +65,7 @@ def write_run(
     """Write what repeats a run into a folder: all of `take_away` but the model.
 
     The trainer need not have been trained; the other arguments are those of `take_away`. Used in
-    chapter 11. Raises ``ValueError`` where `run_arguments` does.
+    chapter 25. Raises ``ValueError`` where `run_arguments` does.
     """
     folder = Path(folder)
     texts = {

@@ -1,6 +1,6 @@
 """Files that tell `accelerate` to split a run over several GPUs, checked without any.
 
-The files are TRL's, with the arithmetic of the run in them. Explained in chapter 11.
+The files are TRL's, with the arithmetic of the run in them. Explained in chapter 25.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def machine_file(strategy: str, *, bf16: bool = False) -> str:
     """Return TRL's file for a strategy, a key of `FILES`, as YAML.
 
     ``bf16`` is that of the run's `SFTConfig`: where the two differ, accelerate's file wins, and
-    nothing is said. Explained in chapter 11.
+    nothing is said. Explained in chapter 25.
     """
     import yaml
 
@@ -49,7 +49,7 @@ def check_machine_file(
     made that each process would have. Neither GPUs nor DeepSpeed are needed.
 
     Raises `MachineFileError` for a key or a value that is not known; in the tables of FSDP and of
-    DeepSpeed accelerate itself would pass a wrong key over. Explained in chapter 11.
+    DeepSpeed accelerate itself would pass a wrong key over. Explained in chapter 25.
     """
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser

@@ -3,7 +3,7 @@
 Transformers writes a checkpoint file by file into its final place, so a process that is killed
 meanwhile leaves a folder that looks like a checkpoint. Here a checkpoint counts once its
 *manifest*, which is written last and in one step, names every file with its sum. Explained in
-chapter 11.
+chapter 25.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def last_whole_checkpoint(folder: str | Path) -> Path | None:
 
     Whole is a checkpoint that `mark_whole` has finished, with every file as it was then; and where
     the best checkpoint so far is another, that one must be whole too, for the end of the run
-    loads it. Takes the time to read all files. Explained in chapter 11.
+    loads it. Takes the time to read all files. Explained in chapter 25.
     """
     for checkpoint in reversed(_checkpoints(Path(folder))):
         manifest = _read_manifest(checkpoint)
@@ -82,7 +82,7 @@ class WholeCheckpoints(TrainerCallback):
 
     Of several processes each keeps its own part, and the first one marks it; they need one file
     system. Raises ``ValueError`` where the arguments would leave out the optimizer, or remove
-    checkpoints themselves. Explained in chapter 11.
+    checkpoints themselves. Explained in chapter 25.
     """
 
     def __init__(self, trainer: Trainer, resumed: Path | None = None) -> None:
@@ -167,7 +167,7 @@ def train_resumably(trainer: Trainer, folder: Path | None) -> float:
     is needed to go on. Returns the seconds that the training took, in all its parts.
 
     Without a folder, or if the trainer saves nothing on the way, it is trained from the start. The
-    folder must belong to this very run: see `fingerprints.fingerprint`. Explained in chapter 11.
+    folder must belong to this very run: see `fingerprints.fingerprint`. Explained in chapter 25.
     """
     if folder is None or trainer.args.save_strategy == "no":
         start = time.perf_counter()

@@ -1,6 +1,6 @@
 """What a training step keeps in memory: an estimate on paper, and a count of the tensors alive.
 
-Explained in chapter 06, for several devices in chapter 11.
+Explained in chapter 06, for several devices in chapter 25.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def device_memory(
     Where weights are split, a device puts together what it computes with, in full: counted are
     the parts outside of the layers, one layer in use and the next, on its way. Not counted are
     buffers of communication and what the allocator leaves unused. Raises ``ValueError`` for
-    another strategy, precision or number of devices. Explained in chapter 11.
+    another strategy, precision or number of devices. Explained in chapter 25.
     """
     for value, known in ((strategy, STRATEGIES), (precision, PRECISIONS)):
         if value not in known:

@@ -5,7 +5,7 @@ out, question by question, the log of the training, the versions, the machine an
 record also holds the *recipe*, a hash of each thing that decides the result in principle: rows,
 start weights, arguments, code; not versions, threads or processor. A record whose recipe is not
 that of today is refused. And one run of each figure is made *live* at each build and compared
-with its own record. ``make runs`` makes all records again. Explained in chapter 10.
+with its own record. ``make runs`` makes all records again. Explained in chapter 13.
 """
 
 from __future__ import annotations

@@ -256,7 +256,7 @@ def relation_dots(frame: pd.DataFrame, *, alt: str) -> Figure:
 
 
 def dot_panels(table: pd.DataFrame, *, alt: str) -> Figure:
-    """Several measures of the same runs, side by side: dots with intervals. Chapter 10.
+    """Several measures of the same runs, side by side: dots with intervals. Chapter 13.
 
     ``table`` has a row for each pair of ``label`` (the run; one line of the figure) and
     ``measure`` (one panel, with an axis of its own), and the columns ``value``, ``low`` and
@@ -412,7 +412,7 @@ def lengths(series: pd.Series | Sequence[int], *, limit: int, alt: str) -> Figur
 
 
 def seed_dots(table: pd.DataFrame, *, mean: float, low: float, high: float, alt: str) -> Figure:
-    """A dot for each seed with its interval, and their mean with its own below. Chapter 09.
+    """A dot for each seed with its interval, and their mean with its own below. Chapter 12.
 
     ``table`` has a row for each seed and the columns ``label``, ``mean``, ``low`` and ``high``:
     shares from 0 to 1. ``mean``, ``low`` and ``high`` are those of the seeds together. The axis

@@ -1,4 +1,4 @@
-"""The figure of chapter 10: several measures of the same runs, each with an axis of its own."""
+"""The figure of chapter 13: several measures of the same runs, each with an axis of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The extension behind the form of chapter 12, on a small book: what it serves and says."""
+"""The extension behind the form of chapter 26, on a small book: what it serves and says."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ PAGES = [path.stem for path in own_files("book/*.md")]
 CHAPTERS = (
     "01-setup", "02-helpers", "03-baseline", "04-sft-reference",
     "05-data", "06-config", "07-training", "08-evaluation",
-    "09-replication", "10-cost", "11-machines", "12-ask",
+    "12-replication", "13-cost", "25-machines", "26-ask",
 )  # fmt: skip
 MEMORY_MB = 1200
 
@@ -242,7 +242,7 @@ def test_a_chapter_has_its_parts(name):
             r"^## What.s next",
         )
     ]
-    if name == "12-ask":  # it shows how the live page works, and has no experiment
+    if name == "26-ask":  # it shows how the live page works, and has no experiment
         del places[6:8]
     assert None not in places, places
     starts = [match.start() for match in places if match]
@@ -253,7 +253,7 @@ def test_a_chapter_has_its_parts(name):
 def test_a_chapter_begins_quietly_and_its_cells_are_one_idea_each(name):
     """Twelve lines are the aim; a list of named arguments may need some more."""
     first, *cells = source_cells(name)
-    asked = 'load_profile("atlas")' if name == "11-machines" else "load_profile()"
+    asked = 'load_profile("atlas")' if name == "25-machines" else "load_profile()"
     assert "quiet()" in first.source and asked in first.source
     for cell in cells:
         lines = [line for line in cell.source.splitlines() if line.strip()]
@@ -366,7 +366,7 @@ VARIES_WITH = {
 
 
 def test_a_threshold_is_four_standard_deviations_away(ledger):
-    """Between the seeds of chapter 09, in this very build."""
+    """Between the seeds of chapter 12, in this very build."""
     results = {entry["name"]: entry for entry in ledger["results"]}
     claims = {claim["claim"]: claim for claim in ledger["claims"]}
     for name, quantity in VARIES_WITH.items():

@@ -1,4 +1,4 @@
-"""Models as ONNX for the page of chapter 12: the same logits, the same bytes, or said why not."""
+"""Models as ONNX for the page of chapter 26: the same logits, the same bytes, or said why not."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Chapter 12 in the browser: the models that it loads answer as `generate_responses` does."""
+"""Chapter 26 in the browser: the models that it loads answer as `generate_responses` does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 from site_browser import PHONE, open_page
 
-PAGE = "book/12-ask.html"
+PAGE = "book/26-ask.html"
 SPLITS = ("headline-test", "used-wording-test", "never-asked-test", "absent-entity",
           "seen-question")  # fmt: skip
 ASKED = 100

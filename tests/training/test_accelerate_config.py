@@ -82,7 +82,7 @@ def test_the_command_of_chapter_11_starts_what_it_says(tmp_path, monkeypatch):
     from trl.cli.accelerate_config import resolve_accelerate_config_argument
     from trl.scripts.sft import make_parser
 
-    page = (ROOT / "book" / "11-machines.md").read_text("utf8")
+    page = (ROOT / "book" / "25-machines.md").read_text("utf8")
     [command] = re.findall(r"^trl sft .*?(?=\n```)", page, re.MULTILINE | re.DOTALL)
     words = shlex.split(command.replace("\\\n", " "))[2:]
     (tmp_path / "fsdp2.yaml").write_text(machine_file("FSDP2"))
