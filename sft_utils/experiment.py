@@ -20,7 +20,7 @@ from .data.checks import check_rows
 from .data.readers import DataError
 from .data.rows import load_sft_dataset
 from .models import load_model_and_tokenizer
-from .profiles import SEED, Profile, ProfileError, sft_arguments
+from .profiles import PARTS, SEED, Profile, ProfileError, sft_arguments
 from .training import runs
 
 if TYPE_CHECKING:
@@ -64,6 +64,18 @@ def load_part(profile: Profile, part: str) -> tuple[PreTrainedModel, PreTrainedT
         stop_tokens=profile.prompt.stop_tokens,
         revision=getattr(profile.models, f"{part}_revision", None),
     )
+
+
+def load_parts(
+    profile: Profile, *parts: str
+) -> dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+    """Those of the parts that the profile names, each a model and its tokenizer, by `load_part`.
+
+    ``parts`` are some of `profiles.PARTS`, in the order in which the dict has them; without any,
+    all.
+    """
+    named = [part for part in parts or PARTS if getattr(profile.models, part)]
+    return {part: load_part(profile, part) for part in named}
 
 
 def has_reference(profile: Profile, otherwise: str) -> bool:

@@ -1,13 +1,12 @@
-"""Values that the prose quotes, each with what a reader needs to believe it; and claims.
+"""Values that the prose quotes, each with what a reader needs to believe it.
 
-A page glues a `Measure` where its prose has a number, and states a `claim` where its prose says
-what a number means. Both are kept in the cell's output as JSON, so a page from the cache still
-has them. The build collects them in ``results.json`` and on the pages of results and of claims.
+A page shows or glues a `Measure` where its prose has a number. It is kept in the page's outputs as
+JSON, so a page from the cache still has it. The build collects
+them in ``results.json`` and on the page of results.
 """
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -15,7 +14,6 @@ from typing import Any
 
 #: The types under which the JSON forms are stored in a cell's output.
 RESULT_TYPE = "application/vnd.sft.result+json"
-CLAIM_TYPE = "application/vnd.sft.claim+json"
 RUN_TYPE = "application/vnd.sft.run+json"
 #: The runs that this page, whose process this is, has noted.
 _NOTED: set[tuple[str, bool]] = set()
@@ -85,64 +83,6 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A sentence, the number that it rests on, and the threshold that it must keep."""
-
-    name: str
-    sentence: str
-    measure: Measure
-    at_least: float | None = None
-    at_most: float | None = None
-
-    @property
-    def holds(self) -> bool:
-        """Whether the measured value is on the right side of the threshold."""
-        if self.at_least is not None:
-            return self.measure.value >= self.at_least
-        assert self.at_most is not None
-        return self.measure.value <= self.at_most
-
-    @property
-    def margin(self) -> float:
-        """How far the value is from the threshold, below zero where the claim fails."""
-        if self.at_least is not None:
-            return self.measure.value - self.at_least
-        assert self.at_most is not None
-        return self.at_most - self.measure.value
-
-    def as_dict(self) -> dict[str, Any]:
-        """What ``results.json`` holds."""
-        return {
-            "claim": self.name,
-            "sentence": self.sentence,
-            "holds": self.holds,
-            "at_least": self.at_least,
-            "at_most": self.at_most,
-            "margin": self.margin,
-            "measure": self.measure.as_dict(),
-        }
-
-    def __repr__(self) -> str:
-        return f"{'holds' if self.holds else 'FAILS'}: {self.sentence} {self.figures}"
-
-    @property
-    def figures(self) -> str:
-        """The measured value, its interval and the threshold, as text."""
-        least = self.at_least is not None
-        limit = Measure(self.at_least if least else self.at_most, self.measure.unit,  # type: ignore[arg-type]
-                        digits=self.measure.digits)  # fmt: skip
-        between = f" ({self.measure.interval})" if self.measure.interval else ""
-        return f"{self.measure!r}{between}; required: at {'least' if least else 'most'} {limit!r}."
-
-    def _repr_html_(self) -> str:
-        verdict = "✓ holds" if self.holds else "✗ FAILS"
-        return (
-            f'<p class="sft-claim" id="claim-{html.escape(self.name)}"><small><b>{verdict}</b> '
-            f"<i>{html.escape(self.sentence)}</i> {html.escape(self.figures)}</small></p>"
-        )
-
-
-@dataclass(frozen=True)
 class FineTuning:
     """A fine-tuning that a page rests on: its fingerprint, and whether it is live or recorded."""
 
@@ -156,47 +96,24 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class Stored:
-    """A measure, a claim or a run as the notebook keeps it: a text, and the JSON."""
+    """A measure, a claim or a run as the notebook keeps it: a text, and the JSON of its kind."""
 
-    value: Measure | Claim | FineTuning
+    value: Any
+    kind: str
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        kinds = {Measure: RESULT_TYPE, Claim: CLAIM_TYPE, FineTuning: RUN_TYPE}
-        kind = kinds[type(self.value)]
         # Quoted, as a string would be: the prose reads "12,345" as two numbers otherwise.
-        return {"text/plain": repr(repr(self.value)), kind: json.dumps(self.value.as_dict())}
-
-
-def claim(
-    name: str,
-    sentence: str,
-    measure: Measure,
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-) -> None:
-    """State what a page says of a number, with the threshold that the number must keep.
-
-    Shows one line and never raises for a claim that fails: the build goes on, lists every failed
-    claim at its end and exits with an error. ``name`` is in kebab-case and unique in the book.
-    The threshold stands at least four standard deviations between seeds away from the value, so
-    that another processor does not break the claim (chapter 12).
-
-    Raises ``ValueError`` unless there is exactly one threshold, a sentence and a fitting name.
-    """
-    if not name or name != "-".join(name.lower().split()) or not sentence.endswith("."):
-        raise ValueError(f"claim {name!r}: give a kebab-case name and a sentence with a full stop.")
-    if (at_least is None) == (at_most is None):
-        raise ValueError(f"claim {name!r}: give either at_least or at_most.")
-    made = Claim(name, sentence, measure, at_least, at_most)
-    _store(f"claim {name}", Stored(made), made)
+        return {"text/plain": repr(repr(self.value)), self.kind: json.dumps(self.value.as_dict())}
 
 
 def note_run(run: str, *, live: bool) -> None:
     """Tell the build that a page rests on a fine-tuning, by its fingerprint; show nothing."""
     if (run, live) not in _NOTED:  # a name is glued once
         _NOTED.add((run, live))
-        _store(f"run {run[:16]} {'live' if live else 'recorded'}", Stored(FineTuning(run, live)))
+        store(
+            f"run {run[:16]} {'live' if live else 'recorded'}",
+            Stored(FineTuning(run, live), RUN_TYPE),
+        )
 
 
 def glue(name: str, value: Any, *, display: bool = False) -> None:
@@ -213,12 +130,12 @@ def glue(name: str, value: Any, *, display: bool = False) -> None:
     shown = value if display else None
     if isinstance(value, Measure):
         if value.interval:
-            _store(f"{name}_ci", value.interval)
-        _store(name, Stored(value), shown)
+            store(f"{name}_ci", value.interval)
+        store(name, Stored(value, RESULT_TYPE), shown)
         return
     if isinstance(value, str) and value == MISSING:
-        _store(f"{name}_ci", MISSING)
-    _store(name, value, shown)
+        store(f"{name}_ci", MISSING)
+    store(name, value, shown)
 
 
 def sentence(text: str, otherwise: str, **values: Any) -> str:
@@ -234,7 +151,7 @@ def sentence(text: str, otherwise: str, **values: Any) -> str:
     return text.format(**values)
 
 
-def _store(name: str, value: Any, shown: Any = None) -> None:
+def store(name: str, value: Any, shown: Any = None) -> None:
     """Keep a value in the cell's output, unseen; show the other one, if there is one."""
     try:
         from IPython import get_ipython
@@ -247,10 +164,10 @@ def _store(name: str, value: Any, shown: Any = None) -> None:
         display(shown) if in_notebook else print(shown)
     if in_notebook:
         try:
-            from myst_nb import glue as store
+            from myst_nb import glue as keep
         except ModuleNotFoundError:
             return
-        store(name, value, False)
+        keep(name, value, False)
 
 
 def plain(value: Any) -> Any:

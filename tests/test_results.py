@@ -7,17 +7,8 @@ import IPython
 import numpy as np
 import pytest
 
-from sft_utils.results import (
-    CLAIM_TYPE,
-    MISSING,
-    RESULT_TYPE,
-    Claim,
-    Measure,
-    Stored,
-    claim,
-    glue,
-    sentence,
-)
+from sft_utils.claims import CLAIM_TYPE, Claim, claim
+from sft_utils.results import MISSING, RESULT_TYPE, Measure, Stored, glue, sentence
 
 
 @pytest.fixture
@@ -107,9 +98,10 @@ def test_a_measure_is_stored_with_its_json_and_its_interval(stored):
     glue("right", measure)
     glue("none", "–")
     assert [call[:2] for call in stored] == [
-        ("right_ci", "50.0 to 90.0 %"), ("right", Stored(measure)), ("none_ci", "–"), ("none", "–"),
+        ("right_ci", "50.0 to 90.0 %"), ("right", Stored(measure, RESULT_TYPE)),
+        ("none_ci", "–"), ("none", "–"),
     ]  # fmt: skip
-    bundle = Stored(measure)._repr_mimebundle_()
+    bundle = Stored(measure, RESULT_TYPE)._repr_mimebundle_()
     assert bundle["text/plain"] == "'75.0 %'"  # as a string: the prose takes the quotes off
     assert json.loads(bundle[RESULT_TYPE]) == {
         "text": "75.0 %", "value": 0.75, "unit": "%", "n": 8, "entities": 4, "low": 0.5,
@@ -136,7 +128,7 @@ def test_a_claim_is_evaluated_and_never_raises(stored, monkeypatch, limits, hold
     claim("it-learns", "It learns.", measure, **limits)
     ((name, kept, _),) = stored
     (made,) = shown
-    assert name == "claim it-learns" and kept == Stored(made)
+    assert name == "claim it-learns" and kept == Stored(made, CLAIM_TYPE)
     assert made.holds is holds and made.margin == pytest.approx(margin)
     document = json.loads(kept._repr_mimebundle_()[CLAIM_TYPE])
     assert (document["claim"], document["holds"]) == ("it-learns", holds)

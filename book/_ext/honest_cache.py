@@ -13,8 +13,7 @@ second waits until the first is done, and then finds its pages in the cache.
 Also here: a page that quotes a value of another page is written again when the value changes;
 the search finds the terms of pages that are not written again; a failing page is named together
 with its cell; every execution is timed; the downloadable notebook holds its outputs even if they
-came from the cache; a page built with another profile than the book's own says so, and the tag
-``atlas`` is set for ``{only}`` where it is the book's own.
+came from the cache.
 
 For myst-nb 1.4 with ``execute_notebooks: cache`` and ``raise_on_error: true``.
 """
@@ -44,9 +43,10 @@ from myst_nb.core.read import create_nb_reader
 from myst_nb.ext.glue.crossref import read_glue_cache
 from myst_nb.ext.glue.utils import PendingGlueReference
 from nbformat import NotebookNode
-from page_inputs import Package, digest, inputs, profile_name
+from page_inputs import Package, digest, inputs, own_models
 from page_report import Execution, failure, table
 from page_runs import PageRun, PageRuns, room
+from profile_pages import resolve_only
 from results_and_claims import entries
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -69,9 +69,6 @@ KERNEL_SETTINGS = {
     "CUDA_VISIBLE_DEVICES": "0",
 }
 
-
-#: The profile whose models the book ships.
-BOOKS_OWN = "atlas"
 
 #: For these models. They are so small that a second thread gains nothing, and with one the order of
 #: sums, and so every result, is the same on however many processors.
@@ -162,21 +159,6 @@ class HonestCache:
         quotes = {(node.refdoc, node.key) for node in doctree.findall(PendingGlueReference)}
         if quotes:
             self.pages.setdefault(app.env.docname, {})["quotes"] = sorted(quotes)
-
-    def note_profile(self, app: Sphinx, doctree: nodes.document) -> None:
-        """``doctree-read``: say under the title of an executed page how it was built."""
-        title = next(doctree.findall(nodes.title), None)
-        if own_models() or title is None or "inputs" not in self.pages.get(app.env.docname, {}):
-            return
-        # Any file may be a profile: its name is shown as it is, and like any value that was
-        # computed it is no prose.
-        name = nodes.inline("", Path(profile_name()).stem, classes=["pasted-text"])
-        rest = nodes.Text(
-            ". A dash (–) stands where it has nothing to measure, and what the text says of the "
-            "Atlas is about the models that come with the book."
-        )
-        said = nodes.paragraph("", "", nodes.Text("Built with the profile "), name, rest)
-        title.parent.insert(title.parent.index(title) + 1, nodes.note("", said))
 
     def requote(self, app: Sphinx, env: BuildEnvironment) -> list[str]:
         """``env-updated``: the pages to write because a value that they quote has changed.
@@ -292,7 +274,7 @@ class HonestCache:
         path, text = env.doc2path(docname), Path(env.doc2path(docname)).read_text(encoding="utf-8")
         configs = env.myst_config, env.mystnb_config  # type: ignore[attr-defined]
         reader = create_nb_reader(path, *configs, text)
-        return reader and reader.read(text)
+        return reader and reader.read(resolve_only(text, own_models()))
 
     def _begin(
         self, docname: str, notebook: NotebookNode, found: dict[str, str], settings: dict[str, Any]
@@ -392,17 +374,10 @@ def take_turn(folder: Path) -> FileLock:
     return lock
 
 
-def own_models() -> bool:
-    """Whether the book is built with the models that it ships."""
-    return os.environ.get("SFT_PROFILE", "") in ("", BOOKS_OWN)
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handlers, and put `PageClient` where myst-nb looks its client up."""
     lock = take_turn(Path(app.doctreedir))  # before Sphinx reads what the last build left there
     app.connect("build-finished", lambda app, error: lock.release(), priority=1000)
-    if own_models():
-        app.tags.add(BOOKS_OWN)
     for name, value in (KERNEL_SETTINGS | (ONE_THREAD if own_models() else {})).items():
         os.environ.setdefault(name, value)
     app.add_config_value("honest_cache_package", "sft_utils", "env", [str])
@@ -414,7 +389,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-before-read-docs", book.begin)
     app.connect("env-purge-doc", book.purge)
     app.connect("doctree-read", book.note_quotes)
-    app.connect("doctree-read", book.note_profile)
     app.connect("env-updated", book.requote)
     app.connect("html-collect-pages", book.keep_terms)
     app.connect("build-finished", lambda app, error: book.runs.stop())

@@ -32,6 +32,8 @@ from typing import TypeGuard
 PINNED = ("torch", "transformers", "trl", "datasets", "numpy", "pandas")
 #: The dict literal, ``{"name": "module"}``, from which a package's ``__getattr__`` imports.
 LAZY_TABLE = "_EXPORTS"
+#: The profile whose models the book ships.
+BOOKS_OWN = "atlas"
 #: The package's folder of profiles. Only the profile in use is an input.
 PROFILE_FOLDER = "profile_files"
 #: The module of recorded runs, by a package's name. ``SFT_LIVE`` says which of them a page makes.
@@ -328,16 +330,27 @@ def profile_name() -> str:
 
     Where the file's name is no text, its bytes no UTF-8, � stands for what cannot be written.
     """
-    name = Path(os.environ.get("SFT_PROFILE") or "atlas").name
+    name = Path(os.environ.get("SFT_PROFILE") or BOOKS_OWN).name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def own_models() -> bool:
+    """Whether the book is built with the models that it ships."""
+    return (os.environ.get("SFT_PROFILE") or BOOKS_OWN) == BOOKS_OWN
+
+
+def profile_file(folder: Path, package: Package | None = None) -> Path | None:
+    """The file of the profile in use, as a page in ``folder`` finds it."""
+    name = os.environ.get("SFT_PROFILE") or BOOKS_OWN
+    shipped = (package or Package("sft_utils")).root / PROFILE_FOLDER / f"{name}.toml"
+    places = [shipped, *(above / Path(name).expanduser() for above in (folder, *folder.parents))]
+    return next((place for place in places if place.is_file()), None)
 
 
 def _profile(package: Package, folder: Path) -> dict[str, str]:
     """The profile in use, its file, and the local files that it names."""
-    name = os.environ.get("SFT_PROFILE") or "atlas"
-    shipped = package.root / PROFILE_FOLDER / f"{name}.toml"
-    places = [shipped, *(above / Path(name).expanduser() for above in (folder, *folder.parents))]
-    file = next((place for place in places if place.is_file()), None)
+    name = os.environ.get("SFT_PROFILE") or BOOKS_OWN
+    file = profile_file(folder, package)
     found = {"profile": name}
     if file:
         found[f"profile {name}"] = hash_file(file)

@@ -28,7 +28,8 @@ from sphinx.errors import SphinxError
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from sft_utils.results import CLAIM_TYPE, RESULT_TYPE, RUN_TYPE
+from sft_utils.claims import CLAIM_TYPE
+from sft_utils.results import RESULT_TYPE, RUN_TYPE
 
 LOGGER = logging.getLogger(__name__)
 SCHEMA = Path(__file__).with_name("results.schema.json")

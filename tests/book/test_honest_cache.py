@@ -6,7 +6,6 @@ and not inferred. Every test starts from the same finished build.
 
 from __future__ import annotations
 
-import html
 import json
 import os
 import re
@@ -18,23 +17,18 @@ import time
 from collections import namedtuple
 from pathlib import Path
 from textwrap import dedent
-from types import SimpleNamespace
-from typing import Any
 
 import psutil
 import pytest
 import yaml
 from book.small_book import EXTENSION, JUPYTER_BOOK, SPHINX, SmallBook
 from conftest import ROOT
-from docutils.core import publish_doctree, publish_from_doctree
 
 sys.path.insert(0, str(EXTENSION))
 
-import honest_cache  # noqa: E402
 import page_inputs  # noqa: E402
 import page_report  # noqa: E402
 import page_runs  # noqa: E402
-import typed_numbers  # noqa: E402
 
 PACKAGE = {
     "__init__.py": """
@@ -298,29 +292,8 @@ def test_what_no_page_reaches_executes_nothing(book):
 
 
 def test_another_profile_and_back(book):
-    told = "Built with the profile hub."
     assert book.build(SFT_PROFILE="hub").executed == ["01", "02"]
-    assert told in book.html("01-sums") and told in book.html("02-lazy")
-    assert "Yours." in book.html("00-intro") and "Our own." not in book.html("00-intro")
     assert book.build().executed == []
-    assert told not in book.html("01-sums") + book.html("02-lazy")
-    assert "Our own." in book.html("00-intro") and "Yours." not in book.html("00-intro")
-
-
-@pytest.mark.parametrize(
-    "name", ["a_b*", "<b>", "lr=1e-4, 3 epochs. 50 %", "`5`", "{glue:text}`x`", "atlas"]
-)
-def test_any_file_may_be_a_profile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name is told on the page, as it is, and no part of it is a number that was typed."""
-    monkeypatch.setenv("SFT_PROFILE", f"runs.v2/{name}.toml")
-    env = SimpleNamespace(docname="page", honest_cache={"page": {"inputs": {}}})
-    app: Any = SimpleNamespace(env=env)
-    document = publish_doctree("Title\n=====\n\nProse.\n")
-    honest_cache.HonestCache(app).note_profile(app, document)
-    assert f"Built with the profile {name}. A dash" in document.astext()
-    assert list(typed_numbers.in_prose(document, "", "page.md")) == []
-    shown = publish_from_doctree(document, writer_name="html5").decode()
-    assert f"Built with the profile {name}. A dash" in html.unescape(re.sub(r"<[^>]+>", "", shown))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the name of a file is text")

@@ -23,9 +23,10 @@ from lookalikes import rows, write_models
 from myst_nb.core.variables import format_plain_text
 
 from sft_utils import load_profile
+from sft_utils.claims import CLAIM_TYPE
 from sft_utils.evaluation import held_out
 from sft_utils.experiment import load_part, load_rows
-from sft_utils.results import CLAIM_TYPE, MISSING, RESULT_TYPE
+from sft_utils.results import MISSING, RESULT_TYPE
 
 ROOT = Path(__file__).parents[2]
 RUNNER = Path(__file__).with_name("page_runner.py")

@@ -34,7 +34,8 @@ It is right in {glue:text}`right` ({glue:text}`right_ci`), {glue:text}`asked` as
 ## The first part
 
 ```{code-cell} ipython3
-from sft_utils.results import Measure, claim, glue
+from sft_utils.claims import claim
+from sft_utils.results import Measure, glue
 
 right = Measure(0.75, "%", n=1234, entities=40, low=0.7, high=0.8, seeds=(0, 1), run="abc")
 glue("right", right)

@@ -19,7 +19,7 @@ import pytest
 from book.page_runner import code_cells, make_shell, run_cells, serve
 from claims import faults
 
-from sft_utils.results import CLAIM_TYPE
+from sft_utils.claims import CLAIM_TYPE
 
 ROOT = Path(__file__).parents[2]
 #: Of the scored questions and of the facts to complete, every so many-th is asked.
