@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..results import MISSING, Measure
@@ -49,6 +50,20 @@ def change(before: pd.DataFrame | None, after: pd.DataFrame | None, score: str) 
         pair.difference, "points", n=len(after), entities=after["entity"].nunique(),
         low=pair.low, high=pair.high, **origin_of(after),
     )  # fmt: skip
+
+
+def measures(frame: pd.DataFrame) -> SimpleNamespace:
+    """`share` of each score that a table has, by its name: ``measures(frame).exact``."""
+    named = [name for name in (*SCORES, "correct") if name in frame.columns]
+    return SimpleNamespace(**{name: share(frame, name) for name in named})
+
+
+def changes(before: pd.DataFrame, after: pd.DataFrame) -> SimpleNamespace:
+    """`change` of each score that two tables have, by its name: ``changes(a, b).exact``."""
+    named = [
+        name for name in (*SCORES, "correct") if name in before.columns.intersection(after.columns)
+    ]
+    return SimpleNamespace(**{name: change(before, after, name) for name in named})
 
 
 def origin_of(frame: pd.DataFrame) -> dict[str, Any]:

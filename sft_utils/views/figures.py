@@ -181,11 +181,12 @@ def score_bars(table: pd.DataFrame, *, alt: str, title: str | None = None) -> Fi
     `metrics.score_table` fit: ``pd.concat({"base": ..., "SFT": ...}, names=["label"])``.
 
     Raises `ValueError` if a column is missing, a share is not between 0 and 1, a pair of label
-    and score is there twice, or ``alt`` is empty.
+    and score is there twice, or ``alt`` is empty. ``alt`` says what is shown; numbers are added.
     """
     if {"label", "score"} & set(table.index.names):
         table = table.reset_index()
     _check_shares(table, ("label", "score"), ("mean", "low", "high"))
+    alt = _with_numbers(alt, table)
     labels = list(dict.fromkeys(table["label"]))
     groups = [(str(score), rows) for score, rows in table.groupby("score", sort=False)]
     height = 0.7 + 0.27 * len(table) + 0.36 * len(groups) + (0.3 if title else 0)
@@ -204,6 +205,13 @@ def score_bars(table: pd.DataFrame, *, alt: str, title: str | None = None) -> Fi
         _percent_axis(axes, y - 0.35, "% of the answers; lines with caps: 95% intervals")
 
     return _figure(draw, height, alt, title)
+
+
+def _with_numbers(alt: str, table: pd.DataFrame) -> str:
+    """What a figure shows, and its numbers after it; nothing is added to nothing."""
+    from ..evaluation.comparison import in_words
+
+    return alt.strip() and f"{alt.rstrip('.')}. {in_words(table)}."
 
 
 def _heading(score: str, rows: pd.DataFrame) -> str:
@@ -234,6 +242,7 @@ def relation_dots(frame: pd.DataFrame, *, alt: str) -> Figure:
     there twice, or ``alt`` is empty.
     """
     _check_shares(frame, ("relation",), ("mean", "low", "high", "most_common"))
+    alt = _with_numbers(alt, frame)
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
+from sft_utils.evaluation.comparison import in_words
 from sft_utils.views.figures import (
     HATCHES,
     PALETTE,
@@ -103,9 +104,11 @@ def test_every_figure(name):
     alt = 'Loss falls: "2" > 1 & <0.5>'
     figure = DRAW[name](alt)
     [shown] = BeautifulSoup(figure._repr_html_(), "html.parser").find_all("figure")
-    assert (shown["role"], shown["aria-label"]) == ("img", alt)
-    assert [title.text for title in shown.find("svg").find_all("title")] == [alt]
-    assert repr(figure) == f"Figure: {alt}"
+    numbers = {"score_bars": TABLE, "relation_dots": RELATIONS}.get(name)
+    told = alt if numbers is None else f"{alt}. {in_words(numbers)}."
+    assert (shown["role"], shown["aria-label"]) == ("img", told)
+    assert [title.text for title in shown.find("svg").find_all("title")] == [told]
+    assert repr(figure) == f"Figure: {told}"
     with pytest.raises(ValueError, match="alt is empty"):
         DRAW[name](" \n")
 
