@@ -1,13 +1,14 @@
-"""Sphinx extension: a number in the prose that no cell computed fails the build of the site.
+"""Sphinx extension: a result in the prose that no cell computed fails the build of the site.
 
-Prose is what people type for readers: paragraphs, headings, table cells, captions, alt texts and
-raw HTML. Every character that Unicode calls a number counts, so "9 of 10", "x3", "½", "x²" and
-full-width digits are all found. What is no prose is left out: code, formulas, the outputs of cells,
-glued values and addresses. A number alone in code type or in a formula is prose in disguise, and so
-is a number typed into the call that glues it. The few numbers that may be typed are in `ALLOWED`.
+A result is a number with a unit, a percentage, a part of a whole ("9 of 10"), a decimal, a number
+in the thousands, or one that stands alone in a table. Prose is what people type for readers:
+paragraphs, headings, table cells, captions, alt texts and raw HTML. What is no prose is left out:
+code, formulas, the outputs of cells, computed values and addresses. A number alone in code type or
+in a formula is prose in disguise, and so is a number typed into the call that glues it. Constants
+and names may be typed: see `ALLOWED`.
 
-Not seen: number words, a typed number that reaches `glue` by a variable, and text that a cell
-prints. Text that is glued as Markdown looks typed: glue it as text.
+Not seen: number words, a small number without a unit, a typed number that reaches `glue` by a
+variable, and text that a cell prints. Text that is glued as Markdown looks typed: glue it as text.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import builtins
 import hashlib
 import os
 import re
-import unicodedata
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from html.parser import HTMLParser
@@ -34,33 +34,42 @@ from sphinx.util import logging
 
 LOGGER = logging.getLogger(__name__)
 
-#: The numbers that may be typed. In each, only ASCII digits are meant.
+NUMBER = r"(?:(?<!\w)[+−-])?(?:\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?|[½⅓⅔¼¾⅕-⅞])"
+UNITS = (
+    r"%|‰|×|per\s?cent|percentage\spoints|points?|times|nats?|bits|"
+    r"seconds?|s|ms|minutes?|min|hours?|h|days?|[kMGT]i?B|bytes|tokens?|[MB]|million|billion|"
+    r"rows?|questions?|answers?|entities|facts|models?|runs?|seeds?|updates?|steps?|epochs?|"
+    r"parameters?|weights|words?|samples?|pages|cells|words|examples?|documents|relations|splits"
+)
+#: What is a result: a number with a unit, a part of a whole, a decimal, a number of thousands or
+#: alone in its place.
+RESULT = re.compile(
+    rf"(?<![\w.,:]){NUMBER}(?:(?=[\s-]?(?:{UNITS})(?!\w))|(?=\s(?:of|out\sof)\b))"
+    rf"|(?<=\d\sof\s)\d[\d,]*"
+    rf"|(?<![\w.-])[+−-]?\d[\d,]*(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)(?![\w.]\w)"
+    rf"|(?<![\w.,])\d{{1,3}}(?:,\d{{3}})+|[½⅓⅔¼¾⅕-⅞]"
+    rf"|\A\s*{NUMBER}\s*\Z"
+)
+#: Constants and names with numbers in them, which may be typed. Only ASCII digits are meant.
 ALLOWED = [
     re.compile(pattern)
     for pattern in (
-        # The number of a list item or an exercise, at the start of its block: "1. How many …".
-        r"\A\s*[0-9]{1,2}\.(?=\s|$)",
-        # A chapter: "chapter 05", "chapters 01 to 08". Two digits, as in the files' names.
-        r"\b[Cc]hapters?\s[0-9]{2}\b(?:(?:\sto\s|–|,\s|\sand\s|,\sand\s)[0-9]{2}\b)*",
-        # A name with a number in it: Qwen3-0.6B, GPT-2, UTF-8, SHA-256, Apache-2.0. It has two
-        # letters or more before the number, one of them a capital, and no space.
+        # The size that a published model is called by: 0.6B, 7B, "0.1 B or more", "135 million".
+        # Never M, for the models made here have millions; and no number of tokens or bytes.
+        r"(?<![\w.,])[0-9]+(?:\.[0-9]+)?\s?(?:B\b|million\b)(?!\s(?:tokens|bytes|of|per|an?)\b)",
+        # A name with a number in it: Qwen3-0.6B, Llama-3.1-8B, Apache-2.0.
         r"(?<![\w.])(?=[a-z]*[A-Z])[A-Za-z]{2,}[-‑]?[0-9][A-Za-z0-9]*(?:[.‑-][A-Za-z0-9]+)*",
-        # The names of number formats: float32, bf16, int8, 32-bit.
-        r"(?<![\w.])(?:b?float|bf|fp|u?int)(?:4|8|16|32|64)\b",
-        r"(?<![\w.,])(?:4|8|16|32|64)[-‑]bit\b",
-        # The size that a published model is called by: 0.6B, 7B, "0.1 B or more". Never M, for
-        # the models made here have millions; and no number of tokens or bytes.
-        r"(?<![\w.,])[0-9]+(?:\.[0-9]+)?\s?B\b(?!\s(?:tokens|bytes|of|per|an?)\b)",
-        # A version: three parts or a v, or two parts after the name of the software.
+        # A version: three parts or a v, or two parts after the name of the software; a license.
         r"(?<![\w.,])v?[0-9]+\.[0-9]+\.[0-9]+\b",
         r"(?<![\w.,])v[0-9]+(?:\.[0-9]+)?\b",
         r"\b(?:Python|PyTorch|CUDA|TRL|[Tt]ransformers|[Vv]ersion)\s[0-9]+(?:\.[0-9]+)?\b",
-        # A license of Creative Commons: "CC BY 4.0".
         r"\bCC\sBY(?:-[A-Z]{2})*\s[0-9]\.[0-9]\b",
-        # An arXiv id.
         r"\barXiv:[0-9]{4}\.[0-9]{4,5}(?:v[0-9]+)?\b",
-        # The name of the method, and of no other level.
-        r"(?<![\w.,])95\s?%(?=\s(?:intervals?|confidence)\b)",
+        # Levels and settings that are chosen, not found: a 95 % interval, p < 0.05, 80 % power.
+        r"(?<![\w.,])95\s?%(?=\s(?:t-)?(?:intervals?|confidence)\b)",
+        r"\bp\s?[<≤]\s?0?\.[0-9]+\b",
+        r"(?<![\w.,])80\s?%(?=\spower\b)",
+        r"\bseeds?\s[0-9]+\b(?!\s?%)",
     )
 ]
 #: What follows a measurement and never a name: "Accuracy-97 %" is no name.
@@ -93,7 +102,7 @@ NO_PROSE = (
     addnodes.productionlist,
     PendingGlueReference,
 )
-REMEDY = "Compute it in a cell and glue it, or say it without a numeral."
+REMEDY = "Compute it: write {eval}`expression` in its place, or say it without a numeral."
 
 
 class Found(NamedTuple):
@@ -107,11 +116,6 @@ class Found(NamedTuple):
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
         return f"{place}: {self.numbers} in “{self.sentence}”"
-
-
-def is_number(character: str) -> bool:
-    """Whether Unicode calls the character a number: digits of any script, ½, ², Ⅳ, ⑩."""
-    return unicodedata.category(character).startswith("N")
 
 
 def hide(text: str) -> str:
@@ -132,10 +136,10 @@ def typed(text: str) -> Iterator[tuple[int, str, str]]:
     start = 0
     for end in [*(match.end() for match in END.finditer(text)), len(text)]:
         sentence = text[start:end]
-        words = [w for w in re.finditer(r"\S+", sentence) if any(map(is_number, w[0]))]
-        if words and CITED not in sentence:
-            numbers = ", ".join(shown(word[0]).strip("()[]“”‘’\"',.;:?!*") for word in words)
-            yield start + words[0].start(), numbers, shown(sentence)
+        found = list(RESULT.finditer(sentence))
+        if found and CITED not in sentence:
+            numbers = ", ".join(shown(number[0]).strip("()[]“”‘’\"',.;:?!* ") for number in found)
+            yield start + found[0].start(), numbers, shown(sentence)
         start = end
 
 
@@ -187,7 +191,8 @@ def text_of(node: nodes.Node) -> str:
         code = re.search(r"[^\W\d_]|[\[{=<_]", re.sub(r"(?<=[0-9.])e(?=[+-]?[0-9])", "", text))
         return hide(text) if code else text  # `-100` and `5e-4` are numbers, `[1, 2]` is code
     if isinstance(node, nodes.math | nodes.math_block):
-        text = re.sub(r"\\(?:text|mathrm|mathbf|times|cdot|approx|sim|pm)\b", "", node.astext())
+        text = re.sub(r"\\[,;!: ]", " ", node.astext().replace("\\times", "×").replace("\\%", "%"))
+        text = re.sub(r"\\(?:text|mathrm|mathbf|cdot|approx|sim|pm)\b", "", text)
         return hide(text) if any(map(str.isalpha, text)) else text  # a formula has a variable
     parts = [text_of(child) for child in node.children if not _is_block(child)]
     parts += [f" {node[name]}" for name in ("alt", "explanation", "reftitle") if node.get(name)]

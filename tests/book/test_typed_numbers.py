@@ -25,24 +25,24 @@ def numbers(text: str) -> list[str]:
 
 #: What is found, between bars.
 FOUND = """
-    It is right in |97.8%| of them.
+    It is right in |97.8|% of them.
     It was asked |1,725| questions.
     A change of |−3.1| points.
-    It took (|41| s).
+    It took (|41| s), of which |3| minutes were waiting.
     It is right in |½| of them.
-    It is right in |９７| of them, full width.
+    It is right in |９７| % of them, full width.
     The |95| % of questions.
     A |90| % interval.
-    Chapter |5| shows it.
     chapter |97| % done
-    |Accuracy-97| % is high.
-    A model of |1.2M| parameters.
+    Accuracy-|97| % is high.
+    A model of |1.2|M parameters, |4| million tokens.
     It keeps |4| B a parameter.
-    |float97| is none.
     torch |3.11|
-    |arXiv:97|
-    |197|. That is high.
-    It answers |9| of |10|.
+    It answers |9| of |10|, and |61| of them twice.
+    A loss of |0.22|, at |3e-4|, in |2,178| rows.
+    |12| epochs, |3|×, |45| percentage points, |16|-GB cards
+    |60|
+    p = |0.05| and p < 0.05; |80| % of the power.
 """
 
 
@@ -55,13 +55,15 @@ def test_found(line):
 ALLOWED = """
     Nine of ten, two thirds, the first three rows.
     12. How many are there?
-    Chapter 05 shows it, chapters 01 to 08 use it, chapters 03, 04 and 08–12 too.
+    Chapter 05 shows it, chapters 01 to 08 use it, chapter 5 and chapters 03, 04 and 08–12 too.
+    Labels are 0 or 1, the mask is -100, the exit status 137, page 7, the year 2024.
     Qwen3-0.6B-Base, SmolLM2-135M, Qwen2.5-7B, GPT-2, Llama-3.1-8B and Qwen3.
     UTF-8, SHA-256, Apache-2.0, CC BY 4.0 or CC BY-SA 4.0, and arXiv:2203.02155v1.
     float32, bfloat16, bf16, fp16 and int8, in 32-bit or 4-bit.
-    At 0.6B and above, at 7B, published at 0.1 B or more, 175 B parameters.
+    At 0.6B and above, at 7B, published at 0.1 B or more, 175 B parameters, at 135 million.
     Jupyter Book 1.0.4, v2, v1.2, Python 3.11, PyTorch 2.6, TRL 1.14 and version 3.
-    A 95 % interval, 95% intervals, 95 % confidence.
+    A 95 % interval, 95% intervals, 95 % confidence, a sign test at p < 0.05, 80 % power.
+    Seed 0 and seeds 1, 2 and 3.
 """
 
 
@@ -124,38 +126,38 @@ def test_what_a_cell_computes_is_not(code):
 # Where in a page: each line of `FOUND_IN` has numbers from 50 on, and no other line has one.
 
 FOUND_IN = """\
-# Heading 51
+# Heading 51 %
 
-Paragraph with *emphasis on 52* and **53**.
-The next line has 54 and ` 55 % `, `5e-50`, and $56\\,\\%$ and $57 \\times 58$.
+Paragraph with *emphasis on 52 %* and **53** %.
+The next line has 54 % and ` 55 % `, `5.0e-50`, and $56\\,\\%$ and $57 \\times 5$ of 58 %.
 
-| header 59 | b |
+| header 59 % | b |
 |---|---|
-| cell 60 | [61 of them](clean.md) |
+| 60 | [61 of them](clean.md) |
 
 - item
-  - nested 62
+  - nested 62 %
 
-![typed alt text 66](pixel.png)
+![typed alt text 66 %](pixel.png)
 
 :::{figure} pixel.png
-:alt: alt text 67
+:alt: alt text 67 %
 
-Caption 68
+Caption 68 %
 :::
 
-<div>Raw <b>HTML 69</b><img src="pixel.png" alt="70 of them"><style>a {width: 1px}</style></div>
+<div>Raw <b>HTML 69 %</b><img src="pixel.png" alt="70 of them"><style>a {width: 1px}</style></div>
 
-Inline <b>71</b>, x{sup}`72`, {abbr}`SFT (73 letters)`, &#55;&#52;.
+Inline <b>71</b> %, x {sup}`72 %`, {abbr}`SFT (73 rows)`, &#55;&#52; %.
 
 $$75.5$$
 
 ```{code-block} python
-:caption: Caption 76
+:caption: Caption 76 %
 x = 1
 ```
 
-[A link with 63](https://example.org/80), [its tooltip](https://example.org "64 of them").
+[A link with 63 %](https://example.org/80), [its tooltip](https://example.org "64 of them").
 
 {{ typed_in_the_settings }}
 """
@@ -211,7 +213,7 @@ exclude_patterns = ["_build", "sft_utils"]
 html_theme = "basic"
 nb_execution_mode = "off"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "substitution"]
-myst_substitutions = {{"typed_in_the_settings": "set to 65"}}
+myst_substitutions = {{"typed_in_the_settings": "set to 65 %"}}
 """
 
 BIB = "@misc{smith2020, title={A title of 1999}, author={Smith, A.}, year={2020}}\n"
@@ -229,7 +231,7 @@ def shown() -> nbformat.NotebookNode:
         data={"image/svg+xml": '<svg xmlns="http://www.w3.org/2000/svg"/>'},
         metadata={"image/svg+xml": {"alt": "computed 97.8"}},
     )
-    pictured = {"image": {"alt": "typed alt 83"}, "figure": {"caption": "typed caption 84"}}
+    pictured = {"image": {"alt": "typed alt 83 %"}, "figure": {"caption": "typed caption 84 %"}}
     return new.new_notebook(
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
         cells=[
@@ -289,8 +291,8 @@ def test_each_is_told_with_its_place_and_nothing_else_is(first):
     assert missing == [] and "80" not in files["typed.md"]  # the address of a link
     assert [n for n in (83, 84, 85) if str(n) not in files["shown.ipynb"]] == []
     assert files["shown.ipynb"].count("\n") == 3
-    assert "typed.md:1: 51 in “Heading 51”" in told(first[1])
-    assert "4: 54, 55, 5e-50, " in files["typed.md"]
+    assert "typed.md:1: 51 in “Heading 51 %”" in told(first[1])
+    assert "4: 54, 55, 5.0e-50, " in files["typed.md"]
 
 
 def test_a_warm_build_fails_too(book, first):
