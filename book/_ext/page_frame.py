@@ -2,9 +2,10 @@
 
 A description for search engines and for what a link to the page shows elsewhere, made of the page's
 first sentences with the values that they quote (sphinxext.opengraph writes the rest of what is
-shown); at the end, what ran to make the page, and how long; the words of the page for addresses
-that do not exist, which notfound.extension makes. And the front page's first screen: one
-question of a glued table of answers, with the answers side by side.
+shown); under the title, how long it takes to read and to run; at the end, what ran to make it,
+and how long; the words of the page for addresses that do not exist, which notfound.extension makes.
+And the front page's first screen: one question of a glued table of answers, with the answers side
+by side.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from sphinx.errors import SphinxError
 LENGTH = 160
 #: What a link to the book shows, from the root of the repository; a robot loads it, no page does.
 PICTURE = "docs/site.png"
+#: What people read of such a text.
+WORDS_A_MINUTE = 200
 #: What a page's results come from, besides its own code.
 LIBRARIES = ("torch", "transformers", "trl", "datasets")
 NOT_FOUND = """<section id="not-found">
@@ -85,6 +88,19 @@ def what_ran(app: Sphinx, page: str) -> str:
     return f"<dl>{rows}</dl>"
 
 
+def times_of(app: Sphinx, page: str, doctree: nodes.document) -> str:
+    """A line for a page that executes: how long it takes to read, and how long it ran."""
+    seconds = getattr(app.env, "honest_cache", {}).get(page, {}).get("seconds")
+    if seconds is None:
+        return ""
+    words = sum(len(text.astext().split()) for text in doctree.findall(nodes.paragraph))
+    minutes = max(1, round(words / WORDS_A_MINUTE))
+    return (
+        f'<p class="sft-times">Some {minutes} minute{"s" * (minutes > 1)} to read; '
+        f"it ran in {seconds:.0f} s when this site was built.</p>\n"
+    )
+
+
 def configure(app: Sphinx) -> None:
     """``builder-inited``: the site's address and its picture, if there is one of what was built."""
     config: Any = app.config
@@ -110,6 +126,9 @@ def add_frame(
         description = words.get(page, app.config.project)
     else:
         description = first_sentences(doctree) or str(context.get("title", ""))
+        if times := times_of(app, page, doctree):
+            title, end, rest = context["body"].partition("</h1>")
+            context["body"] = f"{title}{end}\n{times}{rest}"
         context["body"] += (
             '<section class="what-ran" aria-label="What ran">'
             f'<p class="what-ran-title">What ran</p>{what_ran(app, page)}</section>\n'

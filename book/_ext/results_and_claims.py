@@ -15,6 +15,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,26 @@ from sft_utils.results import RESULT_TYPE, RUN_TYPE
 
 LOGGER = logging.getLogger(__name__)
 SCHEMA = Path(__file__).with_name("results.schema.json")
+#: Of the form of ``results.json``. A program that reads the file can tell by it.
+VERSION = 2
 #: How a value was made: all in this build, or from recorded runs as well.
 LIVE, LIVE_AND_RECORDED = "live", "live and recorded"
 #: Quantities that no two executions share.
 TIMINGS = {"s", "ms", "minutes", "tokens/s", "MB"}
+EVAL = re.compile(r"\{eval\}(`+)(.+?)\1")
+#: What a line of MyST has for its reader, without the markup.
+PLAIN = [
+    (re.compile(pattern), plain)
+    for pattern, plain in (
+        (r"\s*\{cite(?::\w+)?\}`[^`]*`", ""),
+        (r"\{glue:text\}`[^`]*`", "…"),
+        (r"\{[\w:-]+\}`([^`<]*?)\s*(?:<[^`]*>)?`", r"\1"),
+        (r"!?\[([^\]]*)\]\([^)]*\)", r"\1"),
+        (r"^[\s>#|:-]+|[\s|]+$", ""),
+        (r"\s*\|\s*", " · "),
+        (r"[*`]+", ""),
+    )
+]
 TEXT_NUMBER = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?)(?: (%|points|nats|s|ms|MB|tokens/s))?")
 
 Entry = dict[str, Any]
@@ -59,9 +76,10 @@ def entries(notebook: nbformat.NotebookNode, page: str) -> Iterator[Entry]:
             prose = re.sub(r"^(`{3,}|:{3,}).*?^\1", "", cell.source, flags=re.DOTALL | re.MULTILINE)
             headings = re.findall(r"^##+ +(.+?)\s*$", prose, flags=re.MULTILINE)
             section = headings[-1] if headings else section
-            for value in cell.metadata.get("user_expressions", ()):
-                yield {**_inline(value), "page": page, "cell": last, "section": section,
-                       "made": made}  # fmt: skip
+            computed = cell.metadata.get("user_expressions", ())
+            for value, sentence in zip(computed, _sentences(cell), strict=True):
+                yield {**_inline(value), "sentence": sentence, "page": page, "cell": last,
+                       "section": section, "made": made}  # fmt: skip
         last = cell.get("execution_count") or last
         for output in cell.get("outputs", []):
             stored = output.get("metadata", {}).get("scrapbook")
@@ -73,6 +91,20 @@ def entries(notebook: nbformat.NotebookNode, page: str) -> Iterator[Entry]:
                     made = made if found.get("live", True) else LIVE_AND_RECORDED
                     place = {"page": page, "cell": cell.execution_count, "section": section}
                     yield {**found, **place, "made": made}
+
+
+def _sentences(cell: nbformat.NotebookNode) -> Iterator[str]:
+    """The line of each expression in a Markdown cell, as it reads; a line has one sentence."""
+    computed, place = cell.metadata.get("user_expressions", ()), 0
+    texts = {v["expression"]: v["result"]["data"]["text/plain"] for v in computed}
+    for value in computed:
+        place = max(place, cell.source.find(f"`{value['expression']}`", place))
+        start = cell.source.rfind("\n", 0, place) + 1
+        line = cell.source[start:].partition("\n")[0]
+        shown = EVAL.sub(lambda role: texts.get(role[2], "…"), line)
+        for pattern, plain in PLAIN:
+            shown = pattern.sub(plain, shown)
+        yield " ".join(shown.split())
 
 
 def _inline(value: dict[str, Any]) -> Entry:
@@ -185,22 +217,29 @@ class Ledger:
         """``doctree-resolved``: put the lists in."""
         for node in list(doctree.findall(ResultsList)):
             head = (
-                "name", "value", "95 % interval", "n", "entities", "seeds", "run", "made", "from",
+                "sentence", "value", "95 % interval", "n", "entities", "seeds", "run", "made",
+                "name", "from",
             )  # fmt: skip
-            rows = [
-                [
-                    entry["name"],
-                    entry["text"],
-                    _interval(entry),
-                    *(_text(entry.get(key)) for key in ("n", "entities", "seeds")),
-                    (entry.get("run") or "")[:16],
-                    entry["made"],
-                    self.link(entry, docname),
+            tables: list[nodes.Node] = []
+            for page, listed in groupby(self.results, key=lambda entry: entry["page"]):
+                rows = [
+                    [
+                        entry.get("sentence") or "–",
+                        entry["text"],
+                        _interval(entry),
+                        *(_text(entry.get(key)) for key in ("n", "entities", "seeds")),
+                        (entry.get("run") or "")[:16],
+                        entry["made"],
+                        nodes.literal("", entry["name"]),
+                        self.link(entry, docname),
+                    ]
+                    for entry in listed
+                    if "value" in entry
                 ]
-                for entry in self.results
-                if "value" in entry
-            ]
-            node.replace_self(_table(head, rows))
+                if rows:
+                    title = app.env.titles[page.rsplit(".", 1)[0]].astext()
+                    tables += [nodes.rubric("", title), _table(head, rows)]
+            node.replace_self(tables)
         for node in list(doctree.findall(LiveAndRecorded)):
             live, recorded = map(len, self.runs.values())
             told = (
@@ -230,6 +269,7 @@ class Ledger:
             return
         document = {
             "$schema": SCHEMA.name,
+            "version": VERSION,
             "profile": profile_name(),  # no machine's folders
             "runs": self.runs,
             "claims": self.claims,

@@ -19,7 +19,7 @@ CONF = f"""
 import sys
 
 sys.path.append({str(EXTENSION)!r})
-extensions = ["myst_nb", "honest_cache", "results_and_claims"]
+extensions = ["myst_nb", "honest_cache", "inline_expressions", "results_and_claims"]
 root_doc = "index"
 exclude_patterns = ["_build"]
 html_theme = "basic"
@@ -54,6 +54,8 @@ glue("seconds", "12 s")
 glue("rows", 7)
 claim("it-learns", "It learns <most> of them.", right, at_least=THRESHOLD)
 ```
+
+- So **six** is {eval}`2 * 3`, and [half of it](lists.md) is {eval}`6 / 2:.0f`.
 """
 LISTS = "# Lists\n\n```{results-list}\n```\n\n```{claims-list}\n```\n"
 
@@ -77,7 +79,8 @@ def book(tmp_path_factory):
 def test_the_file_holds_every_number_with_what_belongs_to_it(book):
     document = json.loads(book[1][0])
     texts = [entry["text"] for entry in document["results"]]
-    assert texts == ["75.0 %", "12,345", "agrees", "1.50 nats", "7"]
+    assert texts == ["75.0 %", "12,345", "agrees", "1.50 nats", "7", "6", "3"]
+    assert document["version"] == 2
     assert document["results"][0] == {
         "name": "right", "text": "75.0 %", "value": 0.75, "unit": "%", "n": 1234, "entities": 40,
         "low": 0.7, "high": 0.8, "seeds": [0, 1], "run": "abc",
@@ -86,6 +89,8 @@ def test_the_file_holds_every_number_with_what_belongs_to_it(book):
     by_name = {entry["name"]: entry for entry in document["results"]}
     assert (by_name["loss"]["value"], by_name["loss"]["unit"]) == (1.5, "nats")
     assert (by_name["rows"]["value"], by_name["rows"]["section"]) == (7, "The second part")
+    half = by_name["6 / 2:.0f"]
+    assert (half["value"], half["sentence"]) == (3, "So six is 6, and half of it is 3.")
     assert [entry["name"] for entry in document["timings"]] == ["seconds"]
 
 
@@ -94,6 +99,7 @@ def test_what_follows_a_recorded_run_on_its_page_is_not_called_live(book):
     assert {entry["name"]: entry["made"] for entry in document["results"]} == {
         "right": "live", "asked": "live", "verdict": "live",
         "loss": "live and recorded", "rows": "live and recorded",
+        "2 * 3": "live and recorded", "6 / 2:.0f": "live and recorded",
     }  # fmt: skip
     assert document["claims"][0]["made"] == "live and recorded"
     assert document["runs"] == {"live": [], "recorded": ["def"]}
@@ -141,10 +147,11 @@ def test_a_claim_that_fails_fails_the_build_cold_and_warm(book, time):
 def test_the_lists_are_never_stale_and_link_back(book):
     for time, verdict in ((0, "holds"), (1, "holds"), (2, "FAILS"), (3, "FAILS")):
         results, claims = BeautifulSoup(book[2][time]["lists"], "html.parser").find_all("table")
-        rows = {row.td.get_text(): row for row in results.tbody.find_all("tr")}
-        assert set(rows) == {"right", "asked", "loss", "rows", "seconds"}
+        rows = {row.code.get_text(): row for row in results.tbody.find_all("tr")}
+        assert set(rows) == {"right", "asked", "loss", "rows", "seconds", "2 * 3", "6 / 2:.0f"}
         cells = [cell.get_text() for cell in rows["right"].find_all("td")]
-        assert cells[1:8] == ["75.0 %", "(70.0 to 80.0)", "1,234", "40", "0, 1", "abc", "live"]
+        assert cells[:8] == ["–", "75.0 %", "(70.0 to 80.0)", "1,234", "40", "0, 1", "abc", "live"]
+        assert rows["2 * 3"].td.get_text() == "So six is 6, and half of it is 3."
         assert rows["right"].a["href"] == "scores.html#the-first-part"
         assert rows["rows"].a["href"] == "scores.html#the-second-part"
         (row,) = claims.tbody.find_all("tr")
