@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev book test test-site weekly models runs lint format map pins clean
+.PHONY: help install dev book test test-site weekly models runs lint format map pins notebooks clean
 
 help:  ## Show this help
 	@echo "Targets:"
@@ -63,6 +63,9 @@ lint: $(INSTALLED_DEV)  ## Check style and types; change nothing
 format: $(INSTALLED_DEV)  ## Format the code and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+notebooks:  ## Write the notebooks beside the pages, from the last build
+	cp _build/html/_sources/book/*.ipynb book/
 
 map:  ## Write the map of the modules into CONTRIBUTING.md
 	$(PYTHON) tools/module_map.py

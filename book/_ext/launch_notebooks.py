@@ -1,9 +1,9 @@
-"""Sphinx extension: beside each page that executes, the same page as a notebook.
+"""Sphinx extension: each page that executes, as an executed notebook.
 
-Binder, Colab and the download button open ``book/x.ipynb``, and the theme links to it only if it
-is there. So each build writes it before Sphinx reads the pages. It is made from the page alone:
-the same page gives the same bytes. The files are committed, since Binder and Colab take them from
-the repository.
+Each build writes them where the download button finds them, with its own outputs and values. They
+are committed beside the pages too, where Binder, Colab and the theme's buttons look for them:
+``make notebooks`` copies those of the last build. On another processor the last digits differ, so
+`make book` never changes a committed one; each knows by a digest of which page it is.
 
 A plain notebook knows nothing of MyST, so what the pages use of it is turned into Markdown. A
 directive or role that has no form here is an error, so that none is shown raw.
@@ -11,18 +11,24 @@ directive or role that has no form here is an error, so that none is shown raw.
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import re
 import tomllib
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nbformat
 from myst_nb.core.read import read_myst_markdown_notebook
+from myst_nb.core.variables import format_plain_text
+from myst_nb.ext.glue.crossref import read_glue_cache
+from page_frame import LIBRARIES
+from page_inputs import own_models
+from profile_pages import resolve_only
 from pybtex.database import BibliographyData, Entry, parse_file
 from sphinx.application import Sphinx
-from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
 
 #: Colab has PyTorch, and the package's ranges let it be. It opens the notebook on the branch of the
@@ -37,8 +43,8 @@ if "google.colab" in sys.modules:
 
 PREFACE = """\
 This is the notebook of [a page of *{title}*]({page}).
-Where the page shows a number that a cell computed, the name stands here under which the cell
-stored it, or the expression: `name`.\
+Its outputs, and the numbers in its text, are of a build with {libraries}; they stay until you run
+its cells.\
 """
 
 CODE = re.compile(
@@ -59,6 +65,7 @@ ROLE = re.compile(r"\{(?P<name>[a-z:-]+)\}(?P<ticks>`+)(?P<text>.+?)(?P=ticks)",
 ROLE_OR_CODE = re.compile(f"{ROLE.pattern}|{CODE.pattern}", re.M | re.S)
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s:]+?)\.md(?P<anchor>#[^)\s]*)?\)")
 COMMENT = re.compile(r"^%[^\n]*\n?", re.M)
+TARGET = re.compile(r"^\([\w-]+\)= *\n", re.M)
 MYST = re.compile(r"\{[a-z:-]+\}`|^ *(?::{3,}|`{3,}|~{3,})\{[^}]*\}|^ *:{3,}|^\([\w-]+\)=$", re.M)
 
 
@@ -66,6 +73,17 @@ class NotebookError(SphinxError):
     """A page holds MyST for which a plain notebook has no form. The message names it."""
 
     category = "No notebook can be made"
+
+
+class Executed(NamedTuple):
+    """What a build knows of a page."""
+
+    outputs: list[list[Any]]
+    """Of each code cell."""
+    values: dict[tuple[int, str], str]
+    """Of each expression, by the number of code cells before it and its text."""
+    glued: Callable[[str, str, str], str]
+    """The text of a value: of which page, under which name, in which format."""
 
 
 class Notebooks:
@@ -85,23 +103,30 @@ class Notebooks:
         self.install = INSTALL.format(package=package, repository=repository, branch=branch)
         self.references = references
 
-    def make(self, page: str, docname: str) -> str | None:
-        """The notebook of a page, as text; None for a page that executes nothing.
+    def make(self, page: str, docname: str, executed: Executed) -> str:
+        """The notebook of a page, as text.
 
         ``docname`` is Sphinx's name of the page, ``book/03-baseline``. Raises `NotebookError`.
         """
-        notebook = read_myst_markdown_notebook(page)
-        if "kernelspec" not in notebook.metadata:
-            return None
-        notebook.metadata.pop("file_format", None)
-        notebook.metadata = nbformat.from_dict({"kernelspec": notebook.metadata["kernelspec"]})
+        notebook = read_myst_markdown_notebook(resolve_only(page, own_models(), unwrap=True))
+        notebook.metadata = nbformat.from_dict(
+            {"kernelspec": notebook.metadata["kernelspec"], "page": digest(page)}
+        )
+        before = 0
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
-                cell.source = self.plain(cell.source, docname)
-            elif folded(cell.metadata.get("tags", [])):
-                cell.metadata["jupyter"] = {"source_hidden": True}
+                cell.source = self.plain(cell.source, docname, executed, before)
+                continue
+            fold(cell)
+            cell.outputs, before = executed.outputs[before], before + 1
+            cell.execution_count = before
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output["execution_count"] = before
         notebook.cells = [cell for cell in notebook.cells if cell.source]
-        preface = PREFACE.format(title=self.title, page=f"{self.site}{docname}.html")
+        libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+        page_url = f"{self.site}{docname}.html"
+        preface = PREFACE.format(title=self.title, page=page_url, libraries=libraries)
         notebook.cells[:0] = [
             nbformat.v4.new_code_cell(self.install),
             nbformat.v4.new_markdown_cell(preface),
@@ -111,11 +136,19 @@ class Notebooks:
         nbformat.validate(notebook)
         return nbformat.writes(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
-    def plain(self, text: str, docname: str) -> str:
-        """The text of a page without MyST: what a notebook shows, on GitHub and Colab too."""
+    def plain(self, text: str, docname: str, executed: Executed, before: int = 0) -> str:
+        """The text of a page without MyST: what a notebook shows, on GitHub and Colab too.
+
+        ``before`` is the number of code cells before the text.
+        """
+
+        def role(match: re.Match[str]) -> str:
+            return self._role(match, docname, executed, before) if match["name"] else match[0]
+
         text = SHOWN.sub(lambda match: self._shown(match, docname), text)
         text = ADMONITION.sub(admonition, text)
-        text = ROLE_OR_CODE.sub(lambda m: self._role(m, docname) if m["name"] else m[0], text)
+        text = ROLE_OR_CODE.sub(role, text)
+        text = outside_code(text, lambda part: TARGET.sub("", part))
         text = outside_code(text, lambda part: COMMENT.sub("", part)).strip()
         text = outside_code(text, lambda part: LINK.sub(lambda m: self._link(m, docname), part))
         outside_code(text, lambda part: refuse(part, docname))
@@ -136,12 +169,15 @@ class Notebooks:
         where = f" of [{doc[1]}]({doc[1]})" if doc else ""
         return f"*Here the page shows the output `{what}`{where}.*"
 
-    def _role(self, match: re.Match[str], docname: str) -> str:
+    def _role(self, match: re.Match[str], docname: str, executed: Executed, before: int) -> str:
         name, text = match["name"], match["text"]
-        if name == "glue:text":  # "03-baseline.md::base_chat_exact:s", or the key alone
-            return f"`{text.split('::')[-1].split(':')[0]}`"
+        if name == "glue:text":  # "09-base-knows.md::base_chat_exact:s", or the key alone
+            page, _, key = text.rpartition("::")
+            key, _, form = key.partition(":")
+            page = posixpath.join(posixpath.dirname(docname), page.removesuffix(".md"))
+            return executed.glued(page if "::" in text else docname, key, form or "s")
         if name == "eval":
-            return f"`{text}`"
+            return executed.values[before, text]
         if name == "term":  # "shown <entry>", or the entry itself
             return re.sub(r"\s*<[^>]*>$", "", text)
         if name == "cite":
@@ -180,9 +216,19 @@ def admonition(match: re.Match[str]) -> str:
     return "\n".join(f"> {line}".rstrip() for line in lines)
 
 
-def folded(tags: list[str]) -> bool:
-    """Whether the page shows the source of a cell folded away, or not at all."""
-    return bool({"hide-cell", "hide-input", "remove-cell", "remove-input"} & set(tags))
+def fold(cell: nbformat.NotebookNode) -> None:
+    """Fold away in JupyterLab and on Colab what the page folds away or does not show."""
+    tags = set(cell.metadata.get("tags", []))
+    if tags & {"hide-cell", "hide-input", "remove-cell", "remove-input"}:
+        cell.metadata["cellView"] = "form"  # Colab's word
+        cell.metadata["jupyter"] = {"source_hidden": True}
+    if tags & {"hide-cell", "hide-output"}:
+        cell.metadata.setdefault("jupyter", {})["outputs_hidden"] = True
+
+
+def digest(page: str) -> str:
+    """Of which page a notebook is: a short hash of the page's text."""
+    return hashlib.sha256(page.encode()).hexdigest()[:16]
 
 
 def outside_code(text: str, change: Callable[[str], str]) -> str:
@@ -212,26 +258,34 @@ def notebooks_of(root: Path, config: Any) -> Notebooks:
     return Notebooks(config.html_title, config.html_baseurl, *source, project["name"], references)
 
 
-def write(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
-    """``env-before-read-docs``: write each page's notebook, if it is not what is there.
+def write(app: Sphinx, error: Exception | None) -> None:
+    """``build-finished``: write each page's notebook where the download button finds it."""
+    if error is not None or app.builder.format != "html":
+        return
+    notebooks = notebooks_of(Path(app.srcdir), app.config)
+    folder = app.env.mystnb_config.output_folder  # type: ignore[attr-defined]
 
-    Of the book's own pages: what else lies in its folder is somebody's, and is left alone.
-    """
-    root = Path(app.srcdir)
-    notebooks = notebooks_of(root, app.config)
-    for docname in sorted(env.found_docs):
-        page = root / f"{docname}.md"
-        if page.parent != root / "book" or not page.is_file():
+    def glued(docname: str, key: str, form: str) -> str:
+        [text] = [v for k, v in read_glue_cache(folder, docname)[key]["data"].items()
+                  if k.endswith("text/plain")]  # fmt: skip
+        return format_plain_text("".join(text), form)
+
+    for docname, known in sorted(app.env.honest_cache.items()):  # type: ignore[attr-defined]
+        if "inputs" not in known:
             continue
-        text = notebooks.make(page.read_text(encoding="utf-8"), docname)
-        path = page.with_suffix(".ipynb")
-        if text is None:
-            path.unlink(missing_ok=True)
-        elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8", newline="\n")
+        run = nbformat.read(Path(folder, f"{docname}.ipynb"), as_version=4)
+        executed = Executed(
+            [cell.outputs for cell in run.cells if cell.cell_type == "code"],
+            {(place, text): result["data"]["text/plain"]
+             for place, text, result in known["expressions"]},
+            glued,
+        )  # fmt: skip
+        page = Path(app.env.doc2path(docname)).read_text(encoding="utf-8")
+        path = Path(app.outdir, "_sources", f"{docname}.ipynb")
+        path.write_text(notebooks.make(page, docname, executed), encoding="utf-8", newline="\n")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handler."""
-    app.connect("env-before-read-docs", write)
+    app.connect("build-finished", write, priority=900)  # when all else has been written
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

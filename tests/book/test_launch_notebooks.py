@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import json
 import re
-import shutil
 import sys
 import tomllib
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlparse
 import nbformat
 import pytest
 import yaml
+from book.page_runner import code_cells
 from bs4 import BeautifulSoup
 from conftest import ROOT, own_files
 from packaging.requirements import Requirement
@@ -39,6 +40,10 @@ SETTINGS = SimpleNamespace(
 )
 
 
+#: What a build knows of a page without cells.
+EXECUTED = launch_notebooks.Executed([], {}, lambda *named: " ".join(named))
+
+
 @pytest.fixture(scope="module")
 def notebooks():
     return launch_notebooks.notebooks_of(ROOT, SETTINGS)
@@ -58,14 +63,19 @@ def test_every_page_that_executes_has_a_notebook_and_no_other():
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_notebook_is_that_of_the_page_without_outputs(notebooks, name):
+def test_the_notebook_is_in_step_with_its_page_and_executed(name):
     page = (ROOT / "book" / f"{name}.md").read_text("utf8")
-    made = notebooks.make(page, f"book/{name}")
-    text = (ROOT / "book" / f"{name}.ipynb").read_text("utf8")
-    assert made == text, f"`make book` writes book/{name}.ipynb anew; commit it."
-    cells = [cell for cell in read(name).cells if cell.cell_type == "code"]
-    assert len(cells) == 1 + len(re.findall(r"^```\{code-cell\}", page, re.MULTILINE))
-    assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
+    notebook = read(name)
+    assert notebook.metadata["page"] == launch_notebooks.digest(page), (
+        f"book/{name}.md was changed after its notebook was made: run `make book notebooks`."
+    )
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"][1:]
+    sources = [cell.source for cell in code_cells(ROOT / "book" / f"{name}.md")]
+    assert [cell.source for cell in cells] == sources
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert any(cell.outputs for cell in cells)
+    text = "".join(cell.source for cell in notebook.cells)
+    assert not re.search(r"\{(?:eval|glue:text|only)\}", text)
     # It needs no release: of the repository's files only those that the launch buttons open.
     used = re.findall(rf"{re.escape(REPOSITORY)}(?:@|/(?:blob|tree|raw)/)([\w.-]+)", text)
     assert used and set(used) == {BRANCH}
@@ -77,7 +87,8 @@ def test_the_notebook_is_that_of_the_page_without_outputs(notebooks, name):
 @pytest.mark.parametrize(
     ("myst", "markdown"),
     [
-        ("to {glue:text}`03-baseline.md::base_n:s` rows", "to `base_n` rows"),
+        ("to {glue:text}`09-base-knows.md::base_n:s` and {glue:text}`k`",
+         "to book/09-base-knows base_n s and book/03-baseline k s"),
         ("a {term}`base model` and {term}`its loss <loss>`", "a base model and its loss"),
         ("found {cite}`holm1979simple`", "found (Holm 1979)"),
         ("{cite}`allenzhu2023storage,ouyang2022training`",
@@ -92,12 +103,13 @@ def test_the_notebook_is_that_of_the_page_without_outputs(notebooks, name):
          f"({REPOSITORY}/blob/{BRANCH}/sft_utils/atlas/tables/README.md).*"),
         ("[chapter 07](07-training.md#two-judges)",
          "[chapter 07](https://sft-executed.github.io/sft-executed/book/07-training.html#two-judges)"),
+        ("(here)=\n## Title", "## Title"),
         ("Before.\n\n% a comment\n\nAfter.", "Before.\n\n\nAfter."),
         ("`{glue:text}` and ``{code}`x` `` are", "`{glue:text}` and ``{code}`x` `` are"),
     ],
 )  # fmt: skip
 def test_myst_becomes_markdown(notebooks, myst, markdown):
-    assert notebooks.plain(myst, "book/03-baseline") == markdown
+    assert notebooks.plain(myst, "book/03-baseline", EXECUTED) == markdown
 
 
 @pytest.mark.parametrize(
@@ -105,31 +117,41 @@ def test_myst_becomes_markdown(notebooks, myst, markdown):
 )
 def test_what_has_no_form_is_an_error_that_names_the_page(notebooks, myst):
     with pytest.raises(NotebookError, match=r"^book/x\.md: "):
-        notebooks.plain(f"Before.\n\n{myst}\n\nAfter.", "book/x")
+        notebooks.plain(f"Before.\n\n{myst}\n\nAfter.", "book/x", EXECUTED)
+
+
+HEADER = "---\nkernelspec: {name: python3, display_name: Python 3}\n---\n"
+
+
+def made(notebooks, page, outputs=(), **values):
+    """The cells of a page's notebook, without those that every notebook begins with."""
+    known = {(0, name): value for name, value in values.items()}
+    executed = EXECUTED._replace(outputs=list(outputs), values=known)
+    notebook = nbformat.reads(notebooks.make(HEADER + page, "book/x", executed), as_version=4)
+    assert notebook.metadata["page"] == launch_notebooks.digest(HEADER + page)
+    return notebook.cells[2:]
 
 
 def test_cells_that_the_page_folds_are_folded(notebooks):
-    page = "---\nkernelspec: {name: python3, display_name: Python 3}\n---\n"
-    page += "```{code-cell}\n:tags: [hide-cell]\n1\n```\n```{code-cell}\n2\n```\n"
-    *_, folded, shown = nbformat.reads(notebooks.make(page, "book/x"), as_version=4).cells
-    assert folded.metadata.jupyter.source_hidden and "jupyter" not in shown.metadata
+    page = "```{code-cell}\n:tags: [hide-cell]\n1\n```\n```{code-cell}\n2\n```\n"
+    page += "```{code-cell}\n:tags: [hide-output]\n3\n```\n"
+    folded, shown, quiet = made(notebooks, page, [[], [], []])
+    assert folded.metadata.jupyter == {"source_hidden": True, "outputs_hidden": True}
+    assert folded.metadata.cellView == "form"
+    assert not {"jupyter", "cellView"} & set(shown.metadata)
+    assert quiet.metadata.jupyter == {"outputs_hidden": True}
 
 
-def test_a_build_leaves_notebooks_of_the_readers_own_alone(tmp_path):
-    """Beside a page that is not in the table of contents, whatever that page is."""
-    (tmp_path / "book").mkdir()
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    shutil.copy(ROOT / "book" / "references.bib", tmp_path / "book")
-    kernel = "---\nkernelspec: {name: python3, display_name: Python 3}\n---\n"
-    pages = {"a": f"{kernel}# A\n", "mine": f"{kernel}(x)=\n# Mine\n", "notes": "# Notes\n"}
-    for name, text in pages.items():
-        (tmp_path / "book" / f"{name}.md").write_text(text)
-        (tmp_path / "book" / f"{name}.ipynb").write_text("old")
-    app = SimpleNamespace(srcdir=tmp_path, config=SETTINGS)
-    launch_notebooks.write(app, SimpleNamespace(found_docs={"book/a"}), ["book/a"])
-    found = {path.stem: path.read_text() for path in (tmp_path / "book").glob("*.ipynb")}
-    assert "# A" in found.pop("a")
-    assert found == {"mine": "old", "notes": "old"}
+def test_outputs_and_values_are_in_place(notebooks):
+    page = (
+        "Is {eval}`a`.\n\n```{only} atlas\nOurs.\n```\n\n```{only} not atlas\nNot {eval}`b`.\n```\n"
+    )
+    page += "\n```{code-cell}\n1\n```\n"
+    result = nbformat.v4.new_output("execute_result", {"text/plain": "1"}, execution_count=7)
+    text, cell = made(notebooks, page, [[result]], a="12 %")
+    assert text.source.split() == ["Is", "12", "%.", "Ours."]
+    assert cell.execution_count == cell.outputs[0].execution_count == 1
+    assert cell.outputs[0].data == {"text/plain": "1"}
 
 
 # --- The first cell -------------------------------------------------------------------------------
@@ -167,7 +189,7 @@ def test_no_range_of_the_package_replaces_a_newer_torch():
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_each_button_opens_the_notebook_that_is_committed_and_that_a_build_writes(site, name):
+def test_each_button_opens_the_notebook_that_is_committed(site, name):
     soup = BeautifulSoup((site.html / "book" / f"{name}.html").read_text("utf8"), "html.parser")
     links = {link.hostname: link for link in (urlparse(a["href"]) for a in soup.select("a[href]"))}
     binder, colab = links["mybinder.org"], links["colab.research.google.com"]
@@ -176,8 +198,11 @@ def test_each_button_opens_the_notebook_that_is_committed_and_that_a_build_write
     [opened] = parse_qs(binder.query)["urlpath"]
     assert opened == f"lab/tree/book/{name}.ipynb"
     assert colab.path == f"/github/{address}/blob/{BRANCH}/book/{name}.ipynb"
-    written = (site.source / "book" / f"{name}.ipynb").read_text("utf8")
-    assert written == (ROOT / "book" / f"{name}.ipynb").read_text("utf8")
+    # The build has changed no tracked file, and its own notebook is the one to download.
+    kept = (site.source / "book" / f"{name}.ipynb").read_text("utf8")
+    assert kept == (ROOT / "book" / f"{name}.ipynb").read_text("utf8")
+    download = json.loads((site.html / "_sources" / "book" / f"{name}.ipynb").read_text("utf8"))
+    assert download["metadata"]["page"] == read(name).metadata["page"]
 
 
 def test_binder_takes_the_python_of_the_pins():

@@ -195,7 +195,9 @@ def test_links_within_the_site_lead_somewhere(site, page):
 
 
 def downloaded_outputs(page: Any) -> list[Any]:
-    return [c.outputs for c in page.notebook("html", "_sources").cells if c.cell_type == "code"]
+    """Of the page's cells; the first of a notebook installs the package."""
+    cells = page.notebook("html", "_sources").cells
+    return [cell.outputs for cell in cells if cell.cell_type == "code"][1:]
 
 
 @each_chapter
