@@ -17,6 +17,7 @@ import contextlib
 import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from sphinx.errors import ExtensionError
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+from sft_utils.atlas.world import load_world
 from sft_utils.export import onnx_model
 from sft_utils.training import runs
 
@@ -146,7 +148,8 @@ class Live:
                 shutil.copy(OURS / name, target / name)
             for source, name in SERVED.items():
                 shutil.copy(self._packages / "node_modules" / source, target / name)
-            setup = {**page["setup"], "runtime_bytes": self._runtime_bytes()}
+            more = {"runtime_bytes": self._runtime_bytes(), "known": known_names()}
+            setup = {**page["setup"], **more}
             text = json.dumps(setup, ensure_ascii=False)
             (target / "ask.json").write_text(text, encoding="utf-8")
 
@@ -193,6 +196,12 @@ class Live:
             .replace("{count models}", WORDS[len(setup["models"])])
             .replace("{size}", f"{size:.0f} MB")
         )
+
+
+def known_names() -> list[str]:
+    """What the book's own models have read facts about, as the page looks for it in a question."""
+    told = {fact.entity.name for fact in load_world().facts if fact.entity.role != "absent"}
+    return sorted(" ".join(re.findall(r"\w+", name.lower())) for name in told)
 
 
 def install(folder: Path) -> str | None:

@@ -187,6 +187,20 @@ def test_what_python_refuses_is_refused(asking, models):
     assert asking.evaluate(script, [json.dumps(" \n")]) == ["Type a question first."]
 
 
+@pytest.mark.parametrize(
+    ("question", "known"),
+    [("What is the capital of KENYA?", True), ("Do hamsters eat meat?", True),
+     ("What about Guinea-Bissau's capital?", True), ("Côte d’Ivoire or Japan?", False),
+     ("What is the capital of Japan?", False), ("Who wrote Hamlet?", False),
+     ("Is a foxglove red?", False), ("", False)],
+)  # fmt: skip
+def test_a_name_of_the_atlas_is_found_as_a_word(asking, question, known):
+    names = asking.evaluate("window.models[0].setup.known")
+    assert "hamster" in names and "guinea bissau" in names and "fox" in names
+    script = f"async (text) => (await {MODULE}).isKnown(window.models[0].setup, text)"
+    assert asking.evaluate(script, question) == known
+
+
 # --- The seed ------------------------------------------------------------------------------------
 
 
@@ -219,6 +233,12 @@ def test_by_keyboard_alone(visit):
     expect(page.get_by_label("Your question")).to_be_focused()
     page.keyboard.type(QUESTION)
     page.keyboard.press("Enter")
+    wait_for_answers(page)
+    invented = page.get_by_text("whatever comes now is invented")
+    assert invented.count() == 0
+    page.get_by_label("Your question").fill("What is the capital of Japan?")
+    page.keyboard.press("Enter")
+    expect(invented).to_be_visible()
     wait_for_answers(page)
     tokens = page.get_by_role("list", name="Tokens of atlas-small").get_by_role("button")
     for _ in range(20):  # past the settings, the buttons and the other columns: a stop for each

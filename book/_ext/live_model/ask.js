@@ -144,6 +144,12 @@ export function problem(model, question) {
   return null;
 }
 
+/** Whether a question names something that the models have read facts about. */
+export function isKnown(setup, question) {
+  const words = ` ${question.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, " ")} `;
+  return setup.known.some((name) => words.includes(` ${name} `) || words.includes(` ${name}s `));
+}
+
 // --- The answer ----------------------------------------------------------------------------------
 
 /** Numbers in [0, 1), the same for the same seed everywhere: mulberry32 by Tommy Ettinger. */
@@ -301,8 +307,8 @@ function start(root) {
   const [loader, button, bar, amount, cancel] = [
     ".ask-loader", ".ask-load", "progress", ".ask-amount", ".ask-cancel",
   ].map(find);
-  const [form, columns, alert, status, spoken] = [
-    "form", ".ask-columns", "[role=alert]", ".ask-status", ".ask-spoken",
+  const [form, columns, alert, status, spoken, unknown] = [
+    "form", ".ask-columns", "[role=alert]", ".ask-status", ".ask-spoken", ".ask-unknown",
   ].map(find);
   let models, places, controller;
 
@@ -364,6 +370,10 @@ function start(root) {
     const trouble = models.map((model) => problem(model, question)).find(Boolean);
     say(trouble ?? "");
     if (trouble) return form.elements.question.focus();
+
+    unknown.textContent = isKnown(models[0].setup, question)
+      ? ""
+      : "Nothing that these models have read facts about is named here: whatever comes now is invented.";
 
     controller = new AbortController();
     const { signal } = controller;
