@@ -1,6 +1,6 @@
 """What a training step keeps in memory: an estimate on paper, and a count of the tensors alive.
 
-Explained in chapter 06, for several devices in chapter 25.
+Explained in chapter 15, for several devices in chapter 25.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def estimate_memory(
     trained: int | None = None,
     gpu: bool = False,
 ) -> dict[str, int]:
-    """The bytes that a training step needs, by part. Explained in chapter 06.
+    """The bytes that a training step needs, by part. Explained in chapter 15.
 
     ``tokens`` is rows x length of one forward pass, padding included. ``weight_bytes`` is 4 in
     float32 and 2 in bfloat16; ``state_bytes`` is the size of a gradient and of each of Adam's two
@@ -134,7 +134,7 @@ def device_memory(
 
 
 def peak_bytes(action: Callable[[], Any]) -> int:
-    """The most bytes of tensors that were alive at once during ``action()``. See chapter 06.
+    """The most bytes of tensors that were alive at once during ``action()``. See chapter 15.
 
     Counted are the tensors that PyTorch's operations returned while it ran, each piece of memory
     once: not the tensors from before, and not what one operation takes and gives back inside.
