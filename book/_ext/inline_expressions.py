@@ -2,9 +2,10 @@
 
 ``{eval}`gain.exact``` and ``{eval}`model.num_parameters() / 1e6:.2f``` stand in the text of a page
 that executes. When the page does, `EvaluatingClient` computes each after the code cells before it,
-in the page's kernel, without a trace in it. The values are kept with the page's outputs, so a page
-from the cache has them too, and the role of this extension puts them in. The expressions are
-inputs of the page, prose is not: see `honest_cache`.
+and those of the opening, above all code, at the end: in the page's kernel, without a trace in it.
+The values are kept with the page's outputs, so a page from the cache has them too, and the role of
+this extension puts them in. The expressions are inputs of the page, prose is not: see
+`honest_cache`.
 
 The role has the name and the idea of myst-nb's own, which works without a cache only. In
 notebooks the values are where JupyterLab and MyST look for them, in ``user_expressions``.
@@ -160,15 +161,29 @@ class EvaluatingClient(NotebookClient):
         self, cell: Any, cell_index: int, execution_count: int | None = None,
         store_history: bool = True,
     ) -> Any:  # fmt: skip
-        """Execute a code cell, or compute the expressions of a Markdown cell."""
-        texts = cell.metadata.get("expressions")
-        if cell.cell_type == "markdown" and texts:
+        """Execute a code cell, or compute the expressions of a Markdown cell.
+
+        The opening of a page, before its first code cell, tells what the page finds: it is
+        computed after the last cell.
+        """
+        kinds = [other.cell_type for other in self.nb.cells]
+        opening = range(kinds.index("code") if "code" in kinds else 0)
+        if cell.cell_type == "code":
+            await super().async_execute_cell(cell, cell_index, execution_count, store_history)
+        elif cell_index not in opening:
+            await self._compute_all(cell_index)
+        if cell_index == len(kinds) - 1:
+            for index in opening:
+                await self._compute_all(index)
+        return cell
+
+    async def _compute_all(self, cell_index: int) -> None:
+        cell = self.nb.cells[cell_index]
+        if texts := cell.metadata.get("expressions"):
             cell.metadata["user_expressions"] = [
                 {"expression": text, "result": result}
                 for text, result in zip(texts, await self._compute(cell_index, texts), strict=True)
             ]
-            return cell
-        return await super().async_execute_cell(cell, cell_index, execution_count, store_history)
 
     async def _compute(self, cell_index: int, texts: list[str]) -> list[dict[str, Any]]:
         asked = {}

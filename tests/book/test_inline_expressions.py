@@ -30,6 +30,8 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 HEADER = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n\n"
 PAGE = """# A page of {eval}`6 * 7`
 
+It ends with {eval}`n`.
+
 ```{code-cell} ipython3
 from sft_utils.results import Measure
 
@@ -106,7 +108,8 @@ def built(book):
 def test_values_stand_in_every_kind_of_place(built):
     text = built[1][0]
     for told in (
-        "A page of 42", "First 3", "75.0 % of them right", "70.0 to 80.0 %", "0.33 each",
+        "A page of 42", "It ends with 7", "First 3", "75.0 % of them right", "70.0 to 80.0 %",
+        "0.33 each",
         "Sliced: bc", "keyed: 1", "markup: <b>*x*</b>", "Part 4", "About 30", "Inside 33", "36",
         "cell 39", "not an expression", "Then 7",
     ):  # fmt: skip
