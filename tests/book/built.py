@@ -94,16 +94,17 @@ class Page:
 
 @dataclass
 class Site:
-    """A built book: ``source`` holds its pages, ``root`` its ``_build``."""
+    """A built book: ``source`` holds its pages, ``folder`` in ``root`` what was built."""
 
     source: Path
     root: Path
     cold: Build | None = None  # None where it was built before
+    folder: str = "_build"
     pages: dict[str, Page] = field(default_factory=dict)
 
     @property
     def build(self) -> Path:
-        return self.root / "_build"
+        return self.root / self.folder
 
     @property
     def html(self) -> Path:

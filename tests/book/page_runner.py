@@ -23,6 +23,10 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from myst_nb.core.read import read_myst_markdown_notebook
+from myst_parser.config.main import MdParserConfig
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "book" / "_ext"))
+EXTENSIONS = {"amsmath", "colon_fence", "deflist", "dollarmath", "substitution", "tasklist"}
 
 
 class Runner:
@@ -88,12 +92,43 @@ def code_cells(path: Path) -> list[Any]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def run_cells(sources: list[str], folder: Path, shell: InteractiveShell) -> dict[str, Any]:
-    """Execute cells up to the first that fails, where a build would."""
+def expressions(path: Path) -> list[tuple[int, str]]:
+    """What the prose of a page computes in this build, each with the code cells before it.
+
+    As in a build, the opening is computed after the last cell.
+    """
+    from inline_expressions import find
+    from inline_expressions import prose as markdown
+    from page_inputs import own_models
+    from profile_pages import resolve_only
+
+    text = resolve_only(path.read_text("utf8"), own_models())
+    notebook = read_myst_markdown_notebook(text, path=path)
+    last = sum(cell.cell_type == "code" for cell in notebook.cells)
+    config = MdParserConfig(enable_extensions=EXTENSIONS)
+    return [(before or last, text) for before, cell in markdown(notebook)
+            for text in find(cell.source, config)]  # fmt: skip
+
+
+def compute(text: str, shell: InteractiveShell) -> str:
+    """The value of an expression in the prose, or its error."""
+    from inline_expressions import split
+
+    expression, spec = split(text)
+    try:
+        return format(eval(expression, shell.user_ns), spec)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def run_cells(
+    sources: list[str], folder: Path, shell: InteractiveShell, asked: Any = ()
+) -> dict[str, Any]:
+    """Execute cells up to the first that fails, where a build would; compute what prose asks."""
     shell.reset(new_session=True)
     os.chdir(folder)
-    started, cells = time.perf_counter(), []
-    for source in sources:
+    started, cells, prose = time.perf_counter(), [], []
+    for number, source in enumerate(sources, 1):
         with capture_output() as captured:
             result = shell.run_cell(source, store_history=True)
         error = result.error_before_exec or result.error_in_exec
@@ -111,9 +146,10 @@ def run_cells(sources: list[str], folder: Path, shell: InteractiveShell) -> dict
         )
         if error:
             break
+        prose += [(text, compute(text, shell)) for before, text in asked if before == number]
     gc.collect()
     seconds = round(time.perf_counter() - started, 1)
-    return {"cells": cells, "of": len(sources), "seconds": seconds}
+    return {"cells": cells, "of": len(sources), "seconds": seconds, "prose": prose}
 
 
 def main() -> None:
@@ -130,7 +166,8 @@ def main() -> None:
     def answer(line: str) -> dict[str, Any]:
         loaded.clear()
         path = Path(line)
-        result = run_cells([cell.source for cell in code_cells(path)], path.parent, shell)
+        sources = [cell.source for cell in code_cells(path)]
+        result = run_cells(sources, path.parent, shell, expressions(path))
         return result | {"page": path.name, "loaded": sorted(loaded)}
 
     models.resolve = noted

@@ -10,7 +10,7 @@ import os
 from contextlib import closing
 
 import pytest
-from book.test_other_profile import REPORT, run, start
+from book.test_other_profile import PAGES, run, start
 
 pytestmark = [
     pytest.mark.weekly,
@@ -35,7 +35,7 @@ def told(result):
 def test_the_pages_report_on_the_models_of_the_hub(hub, tmp_path):
     named = dict(hub.main)
     with closing(on_the_hub(hub, tmp_path)) as runner:
-        pages = {page: run(runner, page) for page in REPORT}
+        pages = {page: run(runner, page) for page in PAGES}
     for name, commit in named.items():
         assert commit[:7] in told(pages["01-setup"]), name
     models = {name for name in named if not name.startswith("datasets/")}
