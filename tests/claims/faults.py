@@ -26,7 +26,7 @@ MODULES = [
         "chat", "data.checks", "data.rows", "evaluation.comparison", "evaluation.held_out",
         "evaluation.likelihood", "evaluation.metrics", "evaluation.questions",
         "evaluation.statistics", "experiment", "generation", "models", "profiles", "results",
-        "training.runs", "training.trainer", "views.figures", "atlas.corpus", "atlas.evaluate",
+        "training.runs", "training.trainer", "views.figures", "atlas.corpus", "atlas.dev_questions", "atlas.evaluate",
         "atlas.questions", "atlas.sft_data", "atlas.world",
     )
 ]  # fmt: skip
@@ -53,14 +53,16 @@ class Fault:
 
 FAULTS: dict[str, Fault] = {}
 
-BASE, REFERENCE, DATA, TRAINING, EVALUATION = (
-    "03-baseline", "04-sft-reference", "05-data", "07-training", "08-evaluation",
+TRAINING, BASE, SCORES, CONTROLS, COST = (
+    "07-training", "09-base-knows", "10-scores", "11-controls", "13-cost",
 )  # fmt: skip
-PAGES = (BASE, REFERENCE, DATA, TRAINING, EVALUATION)
-#: Pages that ask a model something; chapter 05 asks none.
-ASKING = (BASE, REFERENCE, TRAINING, EVALUATION)
+PAGES = (TRAINING, BASE, SCORES, CONTROLS, COST)
+#: Pages whose claims rest on what a model is asked; that of chapter 07 rest on its log.
+ASKING = (BASE, SCORES, CONTROLS, COST)
 #: Pages that train, or score what was trained there. The others only load checkpoints.
-LIVE = (TRAINING, EVALUATION)
+LIVE = (TRAINING, SCORES, CONTROLS, COST)
+#: Of chapter 13 these are looked at; its others rest on recorded runs, which a fault makes stale.
+OF_COST = ("reference-keeps-facts", "cost-forgets-facts")
 
 
 def fault(*pages: str, **settings: Any) -> Callable[[Any], Any]:
@@ -105,13 +107,12 @@ def plant(patch: Patch, name: str) -> None:
 
     # A run's fingerprint has the questions that the dev callback asks, not how they are asked and
     # scored. So that the run is kept apart, the callback is told.
-    def dev_callbacks(old: Any, *given: Any) -> list[Any]:
-        callbacks = old(*given)
-        for callback in callbacks:
-            callback.fault = name
-        return callbacks
+    def callback(old: Any, *given: Any) -> Any:
+        made = old(*given)
+        made.fault = name
+        return made
 
-    swap(patch, "experiment", "dev_callbacks", dev_callbacks)
+    swap(patch, "atlas.dev_questions", "callback", callback)
 
 
 def change_profile(patch: Patch, change: Callable[[Any], Any]) -> None:
@@ -210,7 +211,7 @@ def trainee_not_copied(patch: Patch) -> None:
 # --- The rows -------------------------------------------------------------------------------------
 
 
-@fault(DATA, *LIVE)
+@fault(*LIVE)
 def answers_shuffled(patch: Patch) -> None:
     """Rows whose values were swapped among the entities of a relation."""
     world, evaluate = home("atlas.world"), home("atlas.evaluate")
@@ -219,7 +220,7 @@ def answers_shuffled(patch: Patch) -> None:
     change_rows(patch, lambda dataset: rows)
 
 
-@fault(DATA, *LIVE)
+@fault(*LIVE)
 def test_entity_in_a_row(patch: Patch) -> None:
     """One row is about an entity that is scored."""
     question = home("atlas.questions").scored_questions("used-wording-test", _world())[0]
@@ -227,7 +228,7 @@ def test_entity_in_a_row(patch: Patch) -> None:
     change_rows(patch, lambda dataset: [*dataset.to_list()[:-1], {"messages": row}])
 
 
-@fault(DATA)  # what one row does to the trainings is seen in the fault above
+@fault(SCORES)  # what one row does to the trainings is seen in the fault above
 def held_out_wording_in_a_row(patch: Patch) -> None:
     """One row asks in a wording that is kept for scoring."""
     question = home("atlas.questions").scored_questions("seen-entity", _world())[0]
@@ -253,7 +254,7 @@ def _world() -> Any:
 # --- The questions --------------------------------------------------------------------------------
 
 
-@fault(DATA, EVALUATION)
+@fault(SCORES)
 def never_asked_from_asked_relations(patch: Patch) -> None:
     """A wrong label: the split holds relations that the rows do ask."""
     splits = home("atlas.questions").SPLITS
@@ -261,7 +262,7 @@ def never_asked_from_asked_relations(patch: Patch) -> None:
     patch.setitem(splits, "never-asked-test", wrong)
 
 
-@fault(DATA, REFERENCE)
+@fault(SCORES)
 def value_in_the_question(patch: Patch) -> None:
     """Nothing looks whether a question holds its own answer."""
     swap(patch, "atlas.questions", "_gives_away", lambda old, messages, fact: False)
@@ -284,13 +285,13 @@ def other_template_for_asking(patch: Patch) -> None:
     swap(patch, "generation", "render_prompt", render_prompt)
 
 
-@fault(REFERENCE, EVALUATION)  # the others ask no such question
+@fault(SCORES)  # the others ask no such question
 def system_message_left_out(patch: Patch) -> None:
     """The prompt is built from the user's and the assistant's turns only."""
     swap_turns(patch, lambda messages: [m for m in messages if m["role"] != "system"])
 
 
-@fault(REFERENCE, EVALUATION)  # the others ask no such question
+@fault(SCORES)  # the others ask no such question
 def earlier_turns_left_out(patch: Patch) -> None:
     """Every question is asked as if it were the first."""
     swap_turns(patch, lambda messages: [*[m for m in messages[:1] if m["role"] == "system"],
@@ -339,7 +340,7 @@ def only_the_document_end_stops(patch: Patch) -> None:
         tokenizer.convert_tokens_to_ids("<|endoftext|>")])  # fmt: skip
 
 
-@fault(BASE, REFERENCE, EVALUATION)  # chapter 07 completes nothing
+@fault(BASE, COST)  # the others complete nothing
 def space_after_a_prompt(patch: Patch) -> None:
     """Sentences to complete end in a space, where the models have read it with the next word."""
 
@@ -380,19 +381,19 @@ def change_models(patch: Patch, **names: str) -> None:
     change_profile(patch, lambda p: replace(p, models=replace(p.models, **names)))
 
 
-@fault(REFERENCE, EVALUATION)
+@fault(SCORES, COST)
 def reference_is_the_base(patch: Patch) -> None:
     """A checkpoint that was never fine-tuned stands for the reference."""
     change_models(patch, reference="atlas-base")
 
 
-@fault(BASE, REFERENCE, EVALUATION)
+@fault(BASE, SCORES, CONTROLS, COST)
 def base_is_the_reference(patch: Patch) -> None:
     """The "base" was fine-tuned before, as many a model is that is called one."""
     change_models(patch, base="atlas-sft")
 
 
-@fault(BASE, REFERENCE, EVALUATION)
+@fault(BASE, SCORES, CONTROLS, COST)
 def base_read_one_form(patch: Patch) -> None:
     """The control's checkpoint stands for the base."""
     change_models(patch, base="atlas-base-1form")
@@ -401,20 +402,20 @@ def base_read_one_form(patch: Patch) -> None:
 # --- The controls ---------------------------------------------------------------------------------
 
 
-@fault(EVALUATION)
+@fault(CONTROLS)
 def control_read_many_forms(patch: Patch) -> None:
     """The base's checkpoint stands for the control."""
     change_models(patch, control="atlas-base")
 
 
-@fault(EVALUATION)
+@fault(CONTROLS)
 def control_rows_not_shuffled(patch: Patch) -> None:
     """The control with shuffled answers trains on the rows as they are."""
     rows = home("atlas.sft_data").sft_rows
     swap(patch, "atlas.evaluate", "shuffled_answers", lambda old, world: rows(world))
 
 
-@fault(EVALUATION)
+@fault(CONTROLS)
 def blank_model_was_pretrained(patch: Patch) -> None:
     """The model from "random weights" has those of the base."""
     from transformers import AutoModelForCausalLM
@@ -430,7 +431,7 @@ def fits_end_at_once(patch: Patch) -> None:
     """Learning by heart stops while the loss is high."""
 
 
-@fault(EVALUATION)
+@fault(CONTROLS)
 def labels_not_shifted(patch: Patch) -> None:
     """The cheaper step scores the token that was just read, and not the next one."""
     trainer = home("training.trainer").LabelOnlyTrainer

@@ -1,7 +1,7 @@
 """Do the book's claims notice? Faults are planted, and exactly the expected claims must fail.
 
 A claim that holds whatever goes wrong says nothing, and one that fails for any reason says
-little. So chapters 03, 04, 05, 07 and 08 run once for each fault, cut down to what their claims
+little. So chapters 07, 09, 10, 11 and 13 run once for each fault, cut down to what their claims
 rest on, on a part of the scored questions (``worker.py``), with their trainings as they are. The
 faults are in ``faults.py``; what each must break stands here, written by hand. `.ci/run` plants
 five of them.
@@ -60,7 +60,7 @@ EXPECTED: dict[str, set[str]] = {
         "sft-beats-prompting",  # it is as wrong as when it is prompted
         "sft-needs-truth",  # true rows and false ones change nothing
         "sft-beats-guessing",  # guesses are better than the base in chat
-        "sft-forgets",  # nothing was learned, nothing lost
+        "cost-forgets-facts",  # nothing was learned, nothing lost
     },
     "trainee-from-random-weights": {
         "training-brings-answers",  # there are no facts to bring out
@@ -69,12 +69,12 @@ EXPECTED: dict[str, set[str]] = {
         "sft-beats-prompting",  # neither way knows anything
         "sft-needs-truth",  # what is not known is guessed, with true rows or false ones
         "sft-beats-guessing",  # it guesses itself
-        "sft-forgets",  # it had nothing to forget
+        "cost-forgets-facts",  # it had nothing to forget
     },
     "trainee-not-copied": {
         "sft-answers",  # "before" is the trained model
         "sft-beats-prompting",  # so it is the trained model that is prompted
-        "sft-forgets",  # the same
+        "cost-forgets-facts",  # the same
         "sft-needs-truth",  # and the control with false answers begins from it
     },
     # --- the rows
