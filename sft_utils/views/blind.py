@@ -37,7 +37,7 @@ class BlindSheet:
             raise ValueError(
                 f"{votes!r}: give {len(self.key)} letters, one a question, each A, B or =."
             )
-        names = sorted(set(self.key[0]))
+        names = sorted(self.key[0]) if self.key else []
         winners = [
             pair["AB".index(letter)]
             for pair, letter in zip(self.key, letters, strict=True)
