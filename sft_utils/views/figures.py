@@ -395,7 +395,6 @@ def _end_labels(axes: Axes, lines: Mapping[str, Points]) -> None:
         _beside(axes, y, text)
 
 
-
 def lengths(series: pd.Series | Sequence[int], *, limit: int, alt: str) -> Figure:
     """How many rows have how many tokens, with the limit marked. Explained in chapter 05.
 
