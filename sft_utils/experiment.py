@@ -40,7 +40,7 @@ VALIDATION_SHARE = 0.05  # of the rows: training does not see them
 
 
 def has_dev_questions(profile: Profile) -> bool:
-    """True where the data set is the Atlas's, whose dev questions can choose a checkpoint."""
+    """True where the data set is the Atlas's, whose facts can be asked about."""
     return profile.data.source in registry.questions()
 
 
@@ -144,14 +144,15 @@ def make_config(profile: Profile, output_dir: str | None = None, **changes: Any)
     """The configuration of chapter 06, every argument that matters by name.
 
     The profile's ``[sft.arguments]`` replace or add arguments of `SFTConfig`, and ``changes`` do
-    so after them. Checkpoints go to ``output_dir``, or to a temporary folder that lives as long
-    as this process. Raises `ProfileError` for an argument that `SFTConfig` does not know.
+    so after them; without either, the lowest validation loss chooses the checkpoint. Checkpoints go
+    to ``output_dir``, or to a temporary folder that lives as long as this process. Raises
+    `ProfileError` for an argument that `SFTConfig` does not know.
     """
     from trl import SFTConfig
 
     from .environment import CPU_MODE, arithmetic
 
-    sft, choose_on_dev = profile.sft, has_dev_questions(profile)
+    sft = profile.sft
     arguments: dict[str, Any] = {
         # How much data, in what steps.
         "num_train_epochs": sft.num_train_epochs,
@@ -183,8 +184,8 @@ def make_config(profile: Profile, output_dir: str | None = None, **changes: Any)
         "save_total_limit": 1,
         "save_only_model": True,
         "load_best_model_at_end": True,
-        "metric_for_best_model": "dev_exact" if choose_on_dev else "loss",
-        "greater_is_better": choose_on_dev,
+        "metric_for_best_model": "loss",
+        "greater_is_better": False,
         "report_to": "none",
         "disable_tqdm": True,
         "seed": SEED,
@@ -219,7 +220,6 @@ def walkthrough_trainer(
         train_dataset=train_rows,
         eval_dataset=validation_rows,
         processing_class=tokenizer,
-        callbacks=dev_callbacks(profile, tokenizer),
         peft_config=lora_config(profile),
     )
     silence(trainer)
@@ -245,7 +245,7 @@ def answering_models(
 def dev_callbacks(profile: Profile, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     """A callback that asks dev questions at each evaluation; none where there are no questions.
 
-    It adds ``eval_dev_exact`` to the metrics, which is what the trainer chooses by.
+    It adds ``eval_dev_exact`` to the metrics.
     """
     if not has_dev_questions(profile):
         return []

@@ -1,4 +1,4 @@
-"""The walk-through's trainer: dev questions choose where there are any, and pages agree on it."""
+"""The walk-through's trainer: the validation loss chooses, and pages agree on it."""
 
 import json
 import re
@@ -55,31 +55,6 @@ def profile_file(tmp_path, folder, monkeypatch):
     return write
 
 
-@pytest.fixture
-def dev(monkeypatch):
-    """Stands for the dev questions: gives the shares of exact answers that a test asks for.
-
-    ``asked`` keeps the weights of the model at each call.
-    """
-    from sft_utils.atlas import evaluate
-
-    class Dev:
-        def __init__(self):
-            self.shares = iter([0.0, 0.25, 0.25, 0.75, 0.5, 0.5])
-            self.weights = []
-
-        def __call__(self, model, tokenizer, questions, **kwargs):
-            share = next(self.shares)
-            self.weights.append({k: v.clone() for k, v in model.state_dict().items()})
-            exact = [i < 4 * share for i in range(4)]
-            frame = pd.DataFrame({name: exact for name in SCORES})
-            return frame.assign(entity=["a", "b", "c", "d"], stops=True)
-
-    fake = Dev()
-    monkeypatch.setattr(evaluate, "score_split", fake)
-    return fake
-
-
 def same(one, other):
     return all((one[k] == other[k]).all() for k in one)
 
@@ -87,22 +62,90 @@ def same(one, other):
 # --- Choosing the checkpoint -------------------------------------------------------------------
 
 
-def test_the_checkpoint_with_the_most_exact_dev_answers_is_kept(profile_file, dev):
-    trainer = experiment.walkthrough_trainer(load_profile(profile_file("atlas-sft-data")))
-    trainer.train()
-    assert trainer.state.best_metric == 0.75
+LOSSES = (3.0, 2.0, 1.0, 4.0, 5.0)  # of the validation rows, after each fifth of the run
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """A trainer of a profile that finds such losses, and the weights that it was asked about."""
+
+    def build(profile):
+        trainer = experiment.walkthrough_trainer(profile)
+        evaluate, losses, weights = trainer.evaluate, iter(LOSSES), {}
+
+        def found(*given, **options):
+            metrics = evaluate(*given, **options)
+            if trainer.state.global_step:
+                weights[trainer.state.global_step] = {
+                    name: weight.clone() for name, weight in trainer.model.state_dict().items()
+                }
+                loss = next(losses)
+                metrics |= {"eval_loss": loss, "eval_exact": loss, "eval_odds": loss}
+            return metrics
+
+        monkeypatch.setattr(trainer, "evaluate", found)
+        trainer.train()
+        return trainer, weights
+
+    return build
+
+
+@pytest.mark.parametrize("source", ["rows.jsonl", "atlas-sft-data"])
+def test_the_lowest_validation_loss_chooses_on_every_profile(profile_file, judged, source):
+    trainer, weights = judged(load_profile(profile_file(source)))
+    assert (trainer.args.metric_for_best_model, trainer.args.greater_is_better) == ("loss", False)
+    assert trainer.state.best_metric == 1.0
     assert (trainer.state.best_global_step, trainer.state.global_step) == (6, 9)
     now = trainer.model.state_dict()
-    assert same(now, dev.weights[3])
-    assert not same(now, dev.weights[4])
+    assert same(now, weights[6]) and not same(now, weights[9])
 
 
-def test_an_evaluation_reports_exact_dev_answers_and_keeps_a_record(profile_file, dev):
+@pytest.mark.parametrize(
+    ("lines", "best"),
+    [
+        ('metric_for_best_model = "exact"', (5.0, 9)),  # by its name, more of it is better
+        ('metric_for_best_model = "odds"\ngreater_is_better = false', (1.0, 6)),
+        ("greater_is_better = true", (5.0, 9)),
+    ],
+)
+def test_a_profile_chooses_by_what_it_says(profile_file, judged, lines, best):
+    profile = load_profile(profile_file(more=f"[sft.arguments]\n{lines}"))
+    trainer, weights = judged(profile)
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == best
+    assert same(trainer.model.state_dict(), weights[best[1]])
+
+
+def test_the_trainer_repeats_the_loss_of_the_checkpoint_that_it_kept(profile_file):
+    trainer = experiment.walkthrough_trainer(load_profile(profile_file()))
+    trainer.train()
+    losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+    assert len(losses) == 6  # five times, and once before the first update
+    assert trainer.state.best_metric == min(losses[1:])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses[1:]))
+
+
+# --- Dev questions, which some pages add ---------------------------------------------------------
+
+
+@pytest.fixture
+def asked(profile_file):
+    """A trainer of the Atlas's rows that asks the dev questions at each evaluation."""
     trainer = experiment.walkthrough_trainer(load_profile(profile_file("atlas-sft-data")))
-    dev.shares = iter([0.75])
-    metrics = trainer.evaluate()
+    assert not [c for c in trainer.callback_handler.callbacks if hasattr(c, "records")]
+    trainer.add_callback(asking.callback(trainer.processing_class))
+    return trainer
+
+
+def test_an_evaluation_reports_exact_dev_answers_and_keeps_a_record(asked, monkeypatch):
+    from sft_utils.atlas import evaluate
+
+    exact = [True, True, True, False]
+    frame = pd.DataFrame({name: exact for name in SCORES})
+    frame = frame.assign(entity=["a", "b", "c", "d"], stops=True)
+    monkeypatch.setattr(evaluate, "score_split", lambda *given: frame)
+    metrics = asked.evaluate()
     assert metrics["eval_dev_exact"] == 0.75
-    (callback,) = [c for c in trainer.callback_handler.callbacks if hasattr(c, "records")]
+    (callback,) = [c for c in asked.callback_handler.callbacks if hasattr(c, "records")]
     (record,) = callback.records
     assert record["exact"] == record["right_value"] == 0.75
     assert record["stops"] == 1.0
@@ -112,26 +155,24 @@ def test_an_evaluation_reports_exact_dev_answers_and_keeps_a_record(profile_file
     assert record["eval_loss"] == metrics["eval_loss"]
 
 
-def test_the_dev_questions_are_really_asked(profile_file, monkeypatch):
+def test_the_dev_questions_are_really_asked(profile_file, monkeypatch, request):
     questions = asking.dev_questions()
     assert len(questions) == asking.DEV_QUESTIONS
     assert {q.fact.entity.role for q in questions} == {"dev"}
     assert {q.wording for q in questions} == {"held out"}
     assert questions == asking.dev_questions()
     monkeypatch.setattr(asking, "DEV_QUESTIONS", 2)
-    trainer = experiment.walkthrough_trainer(load_profile(profile_file("atlas-sft-data")))
+    trainer = request.getfixturevalue("asked")
     assert trainer.evaluate()["eval_dev_exact"] == 0.0  # random weights
 
 
-def test_without_dev_questions_the_lowest_loss_chooses(profile_file):
-    profile = load_profile(profile_file())
-    assert experiment.dev_callbacks(profile, make_tokenizer()) == []
-    trainer = experiment.walkthrough_trainer(profile)
-    trainer.train()
-    losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
-    assert len(losses) == 6  # five times, and once before the first update
-    assert trainer.state.best_metric == min(losses[1:])
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses[1:]))
+def test_other_dev_questions_make_another_fingerprint(profile_file, asked, monkeypatch):
+    first = fingerprint(asked)
+    monkeypatch.setattr(asking, "DEV_QUESTIONS", 7)
+    trainer = experiment.walkthrough_trainer(load_profile(profile_file("atlas-sft-data")))
+    without = fingerprint(trainer)
+    trainer.add_callback(asking.callback(trainer.processing_class))
+    assert len({first, without, fingerprint(trainer)}) == 3
 
 
 # --- The same trainer everywhere ---------------------------------------------------------------
@@ -147,16 +188,9 @@ def test_the_trainer_of_chapter_07_is_the_walkthroughs(profile_file, on_atlas, m
         exec(source, page)  # noqa: S102, the page's own code
         if "trainer = SFTTrainer(" in source:
             break
-    assert page["trainer"].args.metric_for_best_model == ("dev_exact" if on_atlas else "loss")
+    assert page["trainer"].args.metric_for_best_model == "loss"
     other = experiment.walkthrough_trainer(load_profile(path))
     assert fingerprint(page["trainer"]) == fingerprint(other)
-
-
-def test_other_dev_questions_make_another_fingerprint(profile_file, monkeypatch):
-    profile = load_profile(profile_file("atlas-sft-data"))
-    first = fingerprint(experiment.walkthrough_trainer(profile))
-    monkeypatch.setattr(asking, "DEV_QUESTIONS", 7)
-    assert fingerprint(experiment.walkthrough_trainer(profile)) != first
 
 
 def test_a_trainee_that_is_there_already_is_copied_and_gives_the_same_run(profile_file):

@@ -250,6 +250,35 @@ def test_without_evaluation_nothing_is_chosen_by_it(profile):
 
 
 @pytest.mark.parametrize(
+    ("metric", "more_is_better"),
+    [
+        ("loss", False),
+        ("eval_loss", False),
+        ("perplexity", False),
+        ("mean_token_accuracy", True),
+        ("eval_dev_exact", True),
+        ("f1", True),
+    ],
+)
+def test_the_name_of_a_metric_tells_its_direction(profile, metric, more_is_better):
+    mine = MINIMAL + f"[sft.arguments]\nmetric_for_best_model = '{metric}'\n"
+    assert sft_arguments(profile(mine))["greater_is_better"] is more_is_better
+    contrary = sft_arguments(
+        profile(mine + f"greater_is_better = {str(not more_is_better).lower()}")
+    )
+    assert contrary["greater_is_better"] is not more_is_better  # what is written holds
+
+
+@pytest.mark.parametrize("metric", ["lossy", "loss_odds", "reward"])
+def test_a_metric_of_no_known_direction_needs_one(profile, metric):
+    mine = MINIMAL + f"[sft.arguments]\nmetric_for_best_model = '{metric}'\n"
+    problem = rf"arguments: metric_for_best_model is '{metric}'.*Write greater_is_better = true or"
+    with pytest.raises(ProfileError, match=problem):
+        sft_arguments(profile(mine))
+    assert sft_arguments(profile(mine + "greater_is_better = true"))["greater_is_better"]
+
+
+@pytest.mark.parametrize(
     ("line", "problem"),
     [
         ("wait_decay = 1", r"mine\.toml: sft: arguments: .* wait_decay\. Did you mean weight_d"),
