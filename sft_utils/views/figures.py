@@ -435,43 +435,6 @@ def lengths(series: pd.Series | Sequence[int], *, limit: int, alt: str) -> Figur
     return _figure(draw, 2.7, alt)
 
 
-def next_tokens(table: pd.DataFrame, *, alt: str) -> Figure:
-    """What one row teaches: each token read, the next one as its label, and its loss. Chapter 01.
-
-    ``table`` has a line for each token that is read and the columns ``reads``, ``label`` (the next
-    token, or an empty text where the mask takes it out) and ``loss`` (nats, NaN without a label).
-    Raises `ValueError` if a column is missing or ``alt`` is empty.
-    """
-    missing = {"reads", "label", "loss"} - set(table.columns)
-    if missing:
-        raise ValueError(f"The table has no column {', '.join(sorted(missing))}.")
-    alt = alt.strip() and f"{alt.rstrip('.')}. " + "; ".join(
-        f"{row['reads']} → {row['label']}, loss {row['loss']:.2f}" if row["label"]
-        else f"{row['reads']} carries no loss"
-        for row in table.to_dict("records")
-    ) + "."  # fmt: skip
-    longest = max(1.0, float(table["loss"].max(skipna=True) or 1.0))
-
-    def draw(canvas: Canvas) -> None:
-        axes = canvas.subplots()
-        for y, row in enumerate(table.to_dict("records")):
-            axes.text(0, y, row["reads"], va="center", family="monospace", size=9)
-            if not row["label"]:
-                axes.text(1.05, y, "–100: no loss", va="center", size=9, style="italic")
-                continue
-            axes.annotate("", (1.0, y), (0.82, y), arrowprops={"arrowstyle": "->", "color": _INK})
-            axes.text(1.05, y, row["label"], va="center", family="monospace", size=9, weight="bold")
-            width = 0.9 * row["loss"] / longest
-            axes.barh(y, max(width, 0.004), left=2.1, height=0.62, **_filled(PALETTE[0], ""))
-            axes.text(2.13 + width, y, f"{row['loss']:.2f}", va="center", size=9)
-        for x, head in ((0, "reads"), (1.05, "label: the next token"), (2.1, "loss, nats")):
-            axes.text(x, -1.1, head, va="center", weight="bold", size=9.5)
-        axes.set(xlim=(-0.05, 3.3), ylim=(len(table) - 0.4, -1.7))
-        axes.set_axis_off()
-
-    return _figure(draw, 0.55 + 0.215 * len(table), alt)
-
-
 def seed_dots(table: pd.DataFrame, *, mean: float, low: float, high: float, alt: str) -> Figure:
     """A dot for each seed with its interval, and their mean with its own below. Chapter 12.
 
