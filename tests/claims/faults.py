@@ -26,8 +26,8 @@ MODULES = [
         "chat", "data.checks", "data.rows", "evaluation.comparison", "evaluation.held_out",
         "evaluation.likelihood", "evaluation.metrics", "evaluation.questions",
         "evaluation.statistics", "experiment", "generation", "models", "profiles", "results",
-        "training.runs", "training.trainer", "views.figures", "atlas.corpus", "atlas.dev_questions", "atlas.evaluate",
-        "atlas.questions", "atlas.sft_data", "atlas.world",
+        "training.runs", "training.trainer", "views.figures", "atlas.corpus",
+        "atlas.dev_questions", "atlas.evaluate", "atlas.questions", "atlas.sft_data", "atlas.world",
     )
 ]  # fmt: skip
 
@@ -426,7 +426,7 @@ def blank_model_was_pretrained(patch: Patch) -> None:
     patch.setattr(AutoModelForCausalLM, "from_config", from_config)
 
 
-@fault(EVALUATION, edits=(("< self.enough", "> self.enough"),))
+@fault(CONTROLS, edits=(("< self.enough", "> self.enough"),))
 def fits_end_at_once(patch: Patch) -> None:
     """Learning by heart stops while the loss is high."""
 
