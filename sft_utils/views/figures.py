@@ -12,7 +12,7 @@ import html
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -300,10 +300,17 @@ def dot_panels(table: pd.DataFrame, *, alt: str) -> Figure:
     return _figure(draw, 0.8 + 0.5 * len(labels), alt)
 
 
-def curves(panels: Mapping[str, Mapping[str, Points]], *, xlabel: str, alt: str) -> Figure:
+def curves(
+    panels: Mapping[str, Mapping[str, Points]],
+    *,
+    xlabel: str,
+    alt: str,
+    logarithmic: Collection[str] = (),
+) -> Figure:
     """Panels one above the other over the same x: title -> name of the line -> points (x, y).
 
-    Raises `ValueError` if ``alt`` is empty. Used in chapters 06 and 07.
+    ``logarithmic`` names the titles of those with a logarithmic y axis. Raises `ValueError` if
+    ``alt`` is empty. Used in chapters 06 and 10.
     """
     styles = [("-", "o"), ("--", "s"), (":", "^"), ("-.", "D")]
 
@@ -312,9 +319,12 @@ def curves(panels: Mapping[str, Mapping[str, Points]], *, xlabel: str, alt: str)
         for axes, (title, lines) in zip(below, panels.items(), strict=True):
             for i, points in enumerate(lines.values()):
                 _line(axes, points, PALETTE[i], *styles[i])
+            if title in logarithmic:
+                _logarithmic(axes)
+            else:
+                axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
             _end_labels(axes, lines)
             axes.set_title(title)
-            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
             _grid(axes, "y")
         below[-1].set_xlabel(xlabel)
 
@@ -325,7 +335,8 @@ def loss_curves(log_history: Iterable[Mapping[str, Any]], *, alt: str) -> Figure
     """Training loss, evaluation loss if there is any, and the learning rate below. Chapter 07.
 
     ``log_history`` is the trainer's ``state.log_history``: dictionaries with ``step`` (updates)
-    and any of ``loss``, ``eval_loss`` (nats a token) and ``learning_rate``.
+    and any of ``loss``, ``eval_loss`` (nats a token) and ``learning_rate``. The axis of the losses
+    is logarithmic, unless one of them is not above zero.
 
     Raises `ValueError` if no entry has a loss, or ``alt`` is empty.
     """
@@ -350,12 +361,15 @@ def loss_curves(log_history: Iterable[Mapping[str, Any]], *, alt: str) -> Figure
             top = bottom = canvas.subplots()
         _line(top, series["loss"], PALETTE[0], "-", "o")
         _line(top, series["eval_loss"], PALETTE[1], "--", "s")
+        if all(loss > 0 for _, loss in series["loss"] + series["eval_loss"] if math.isfinite(loss)):
+            _logarithmic(top)
         _end_labels(top, {"training": series["loss"], "evaluation": series["eval_loss"]})
         top.set_title("loss, nats a token")
         bottom.set_xlabel("updates")
         bottom.xaxis.get_major_locator().set_params(integer=True)
         for axes in (top, bottom):
-            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+            if axes.get_yscale() == "linear":
+                axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
             _grid(axes, "y")
 
     return _figure(draw, 3.9 if series["learning_rate"] else 2.9, alt)
@@ -367,16 +381,27 @@ def _line(axes: Axes, points: Points, color: str, line: str, marker: str) -> Non
                   marker=marker, markersize=5, markevery=max(1, len(points) // 25))  # fmt: skip
 
 
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic y axis whose numbers are written out: 0.2, 0.5, 1."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
 def _end_labels(axes: Axes, lines: Mapping[str, Points]) -> None:
     """The name and last value of each line at the right, pushed apart where they would overlap."""
     ends = []
+    bottom, top = axes.get_ylim()
     for name, points in lines.items():
         drawn = [value for _, value in points if math.isfinite(value)]  # a run can diverge
         if points:
-            ends.append((drawn[-1] if drawn else 0.0, f"{name} {points[-1][1]:.3g}"))
-    y = -math.inf
+            ends.append((drawn[-1] if drawn else bottom, f"{name} {points[-1][1]:.3g}"))
+    y, logarithmic = -math.inf, axes.get_yscale() == "log"
     for end, text in sorted(ends):
-        y = max(end, y + 0.1 * axes.get_ylim()[1])
+        y = max(end, y * (top / bottom) ** 0.1 if logarithmic else y + 0.1 * top)
         _beside(axes, y, text)
 
 
