@@ -12,7 +12,7 @@ import html
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -300,10 +300,17 @@ def dot_panels(table: pd.DataFrame, *, alt: str) -> Figure:
     return _figure(draw, 0.8 + 0.5 * len(labels), alt)
 
 
-def curves(panels: Mapping[str, Mapping[str, Points]], *, xlabel: str, alt: str) -> Figure:
+def curves(
+    panels: Mapping[str, Mapping[str, Points]],
+    *,
+    xlabel: str,
+    alt: str,
+    logarithmic: Collection[str] = (),
+) -> Figure:
     """Panels one above the other over the same x: title -> name of the line -> points (x, y).
 
-    Raises `ValueError` if ``alt`` is empty. Used in chapters 06 and 07.
+    ``logarithmic`` names the titles of those with a logarithmic y axis. Raises `ValueError` if
+    ``alt`` is empty. Used in chapters 06 and 10.
     """
     styles = [("-", "o"), ("--", "s"), (":", "^"), ("-.", "D")]
 
@@ -312,9 +319,12 @@ def curves(panels: Mapping[str, Mapping[str, Points]], *, xlabel: str, alt: str)
         for axes, (title, lines) in zip(below, panels.items(), strict=True):
             for i, points in enumerate(lines.values()):
                 _line(axes, points, PALETTE[i], *styles[i])
+            if title in logarithmic:
+                _logarithmic(axes)
+            else:
+                axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
             _end_labels(axes, lines)
             axes.set_title(title)
-            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
             _grid(axes, "y")
         below[-1].set_xlabel(xlabel)
 
