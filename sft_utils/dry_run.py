@@ -25,7 +25,7 @@ from .data.loss_mask import loss_tokens
 from .data.readers import DataError
 from .data.rows import load_sft_dataset
 from .environment import describe_device, quiet
-from .estimates import Lengths, duration, measured_rate, work
+from .estimates import Lengths, answering_step, duration, measured_rate, page_times, work
 from .evaluation.questions import SCORERS
 from .experiment import load_rows, load_trainee, lora_config, make_config
 from .generation import ChatTemplateError, render_prompt
@@ -241,7 +241,13 @@ def _training(
         else f"{updates:,}",
     )
     fits = _memory(config, model, lengths, machine, report)
-    report.line("time", _time(config, model, lengths, tokens, measure=real and fits))
+    seconds, told = _time(config, model, lengths, tokens, measure=real and fits)
+    report.line("time", told)
+    if real and fits:
+        step = answering_step(model, tokenizer, profile)
+        times = page_times(profile, training=seconds, updates=updates, step=step)
+        pages = ", ".join(f"{page} {duration(least)}" for page, least in times.items())
+        report.line("pages", f"{pages}, at most, beside loading; the others take seconds")
     _disk(config, model, report)
 
 
@@ -344,7 +350,8 @@ def _memory(
 
 def _time(
     config: SFTConfig, model: PreTrainedModel, lengths: Lengths, tokens: float, *, measure: bool
-) -> str:
+) -> tuple[float, str]:
+    """The seconds of the training, and a line about them."""
     if measure:
         rate = measured_rate(config, model, lengths)
         how = f"{rate:,.0f} tokens a second, measured in passes of the trainee on this machine"
@@ -354,8 +361,9 @@ def _time(
             f"{rate:,.0f} tokens a second: 6 operations a parameter and token, at the rate of a "
             "matrix product measured on this machine, so at least that long"
         )
-    return (
-        f"about {duration(tokens / rate)} for {tokens:,.0f} tokens, {how}; evaluation comes on top"
+    seconds = tokens / rate
+    return seconds, (
+        f"about {duration(seconds)} for {tokens:,.0f} tokens, {how}; evaluation comes on top"
     )
 
 

@@ -1,7 +1,6 @@
 """How long something will take here, told before it begins: by counting, and by a short trial.
 
-Pages 03, 04, 07 and 08 say it near their beginning, and `sft_utils.dry_run` says it of a
-profile. Chapter 06 explains the arithmetic.
+`sft_utils.dry_run` says it of a profile, page by page. Chapter 06 explains the arithmetic.
 """
 
 from __future__ import annotations
@@ -12,14 +11,16 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .evaluation.held_out import MOST_ANSWERS
 from .profiles import SEED, Profile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
 SECONDS = 5.0  # that one measured pass may take
 TRIAL = 8  # tokens that are generated to see how fast
+BATCH = 64  # answers that are generated at a time
 
 
 @dataclass(frozen=True)
@@ -30,58 +31,50 @@ class Lengths:
     rows: int
 
 
-def answers_ahead(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    profile: Profile,
-    *,
-    scored: int,
-    times: int,
-) -> str:
-    """Say how long it takes to ask all questions ``times`` times, if no answer stops by itself.
+def page_times(profile: Profile, *, training: float, updates: int, step: float) -> dict[str, float]:
+    """The seconds that each page takes at most which trains or answers much.
 
-    Those are the profile's and ``scored`` others. A first batch of the profile's is answered for a
-    few tokens; each token takes one step of the whole batch.
+    ``training`` are those of the whole run of ``updates`` updates, and ``step`` those of one more
+    token of a batch of answers, as `answering_step` measures it. At most, since an answer may stop
+    before the limit. Loading comes on top.
     """
+    limit = profile.generation.max_new_tokens
+
+    def answering(each: int, held_out: int = 0) -> float:
+        count = each * len(profile.questions) + held_out * MOST_ANSWERS
+        return math.ceil(count / BATCH) * limit * step
+
+    models = 2 + (profile.models.reference is not None)
+    times = {
+        "01": training * min(1, 30 / updates) + answering(2),
+        "03": answering(5),
+        "04": answering(2, 2),
+        "07": training + answering(2),
+        "08": answering(models + 20, models),  # twenty samples of each question
+    }
+    if profile.models.reference is None:
+        del times["04"]
+    return times
+
+
+def answering_step(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, profile: Profile
+) -> float:
+    """Seconds that one more token of a batch of `BATCH` answers takes, by a short trial."""
     from .generation import generate_responses
 
-    count = times * (len(profile.questions) + scored)
-    batch, limit = min(count, 64), profile.generation.max_new_tokens
-    asked = [profile.questions[n % len(profile.questions)].text for n in range(batch)]
+    asked = [profile.questions[n % len(profile.questions)].text for n in range(BATCH)]
     how: dict[str, Any] = {
         "template_kwargs": profile.prompt.template_kwargs,
         "system": profile.prompt.system,
     }
-    steps = min(limit, TRIAL)
+    steps = min(profile.generation.max_new_tokens, TRIAL)
     generate_responses(model, tokenizer, asked[:1], max_new_tokens=1, **how)  # prepares much
     start = time.perf_counter()
     given = generate_responses(
         model, tokenizer, asked, max_new_tokens=steps, return_details=True, **how
     )
-    seconds = (time.perf_counter() - start) / max(answer.num_tokens for answer in given)
-    whole = math.ceil(count / batch) * limit * seconds
-    return (
-        f"Ahead: {count:,} answers of up to {limit} tokens each, about {duration(whole)} if none "
-        f"stops before; one more token of {batch} answers took {1000 * seconds:.1f} ms just now."
-    )
-
-
-def training_ahead(trainer: SFTTrainer) -> str:
-    """Say how long the trainer's run takes. No weight changes, and no random state."""
-    from .environment import torch_random_state
-
-    rows: Any = trainer.train_dataset
-    config: Any = trainer.args
-    model: Any = trainer.model
-    lengths = Lengths([len(ids) for ids in rows["input_ids"]], len(rows))
-    updates, tokens = work(config, lengths)
-    with torch_random_state():
-        rate = measured_rate(config, model, lengths)
-    return (
-        f"Ahead: {updates:,} updates, about {duration(tokens / rate)} for {tokens:,.0f} tokens at "
-        f"{rate:,.0f} a second, measured just now; evaluation comes on top. A run that is in the "
-        "store is not made again."
-    )
+    return (time.perf_counter() - start) / max(answer.num_tokens for answer in given)
 
 
 def work(config: SFTConfig, lengths: Lengths) -> tuple[int, float]:

@@ -1,7 +1,6 @@
 """How long it will take: the counts are exact, and the trials change nothing."""
 
 import math
-import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +8,13 @@ import torch
 from conftest import make_model, make_tokenizer
 
 from sft_utils import estimates
-from sft_utils.estimates import Lengths, answers_ahead, duration, measured_rate
+from sft_utils.estimates import (
+    Lengths,
+    answering_step,
+    duration,
+    measured_rate,
+    page_times,
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,28 +22,32 @@ def asked():
     return make_model("llama"), make_tokenizer(chat=True)
 
 
-def profile(questions, limit=50):
+def profile(questions, limit=50, reference=None):
     return SimpleNamespace(
         questions=[SimpleNamespace(text=f"Number {n}?") for n in range(questions)],
         generation=SimpleNamespace(max_new_tokens=limit),
         prompt=SimpleNamespace(template_kwargs={}, system=None),
-        data=SimpleNamespace(source="mine.jsonl"),
+        models=SimpleNamespace(reference=reference),
     )
 
 
-@pytest.mark.parametrize(("questions", "batches"), [(3, 4), (16, 4), (33, 6)])
-def test_answers_are_counted_in_batches(asked, questions, batches, monkeypatch):
+def test_a_trial_of_answering_is_told_a_token(asked, monkeypatch):
     clock = iter([10.0, 10.5])  # a trial takes half a second
     monkeypatch.setattr(estimates.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(estimates, "TRIAL", 5)
     before = torch.get_rng_state()
-    said = answers_ahead(*asked, profile(questions), scored=48, times=4)
-    count = 4 * (questions + 48)
-    assert said.startswith(f"Ahead: {count} answers of up to 50 tokens each, about ")
-    steps = 500 / float(re.search(r"([\d.]+) ms", said)[1])  # some may end before
-    assert 1 <= steps <= 5
-    assert f"about {duration(batches * 50 * 0.5 / steps)} if none" in said
+    step = answering_step(*asked, profile(3))
+    assert 0.1 <= step <= 0.5  # some answers may end before
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_pages_are_told_by_the_answers_and_the_training_that_they_have():
+    times = page_times(profile(10), training=600, updates=300, step=0.01)
+    # Of ten questions: two, five, two and twenty-two answers each, in batches of 64 of 50 tokens.
+    assert times == {"01": 60 + 0.5, "03": 0.5, "07": 600 + 0.5, "08": 0.01 * 50 * 5}
+    more = page_times(profile(10, reference="b"), training=600, updates=10, step=0.01)
+    assert list(more) == ["01", "03", "04", "07", "08"]
+    assert more["01"] == 600.5 and more["08"] == 0.01 * 50 * 6
 
 
 def test_a_trial_of_training_changes_no_weight():
