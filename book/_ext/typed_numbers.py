@@ -66,7 +66,10 @@ ALLOWED = [
         r"\bCC\sBY(?:-[A-Z]{2})*\s[0-9]\.[0-9]\b",
         r"\barXiv:[0-9]{4}\.[0-9]{4,5}(?:v[0-9]+)?\b",
         # Levels and settings that are chosen, not found: a 95 % interval, p < 0.05, 80 % power.
-        r"(?<![\w.,])95\s?%(?=\s(?:t-)?(?:intervals?|confidence)\b)",
+        # (A term of the glossary, which is a link, is hidden by then.)
+        r"(?<![\w.,])95\s?%(?=\s(?:(?:t-)?(?:intervals?|confidence)\b|[\U000f0000-\U0010ffff]))",
+        r"(?<![\w.,])(?:4|8|16|32|64)\sbits\b",
+        r"(?<![\w.,])[01](?=\sof\s(?!\d))",
         r"\bp\s?[<≤]\s?0?\.[0-9]+\b",
         r"(?<![\w.,])80\s?%(?=\spower\b)",
         r"\bseeds?\s[0-9]+\b(?!\s?%)",

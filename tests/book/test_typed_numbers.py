@@ -64,6 +64,7 @@ ALLOWED = """
     Jupyter Book 1.0.4, v2, v1.2, Python 3.11, PyTorch 2.6, TRL 1.14 and version 3.
     A 95 % interval, 95% intervals, 95 % confidence, a sign test at p < 0.05, 80 % power.
     Seed 0 and seeds 1, 2 and 3.
+    The first 1 of the mask, a format of 16 bits.
 """
 
 
