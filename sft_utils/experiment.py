@@ -12,10 +12,8 @@ import copy
 import shutil
 import tempfile
 from collections.abc import Iterator
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from . import registry
 from .data.checks import check_rows
 from .data.readers import DataError
 from .data.rows import load_sft_dataset
@@ -37,11 +35,6 @@ NO_CHOICE: dict[str, Any] = {
     "load_best_model_at_end": False,
 }
 VALIDATION_SHARE = 0.05  # of the rows: training does not see them
-
-
-def has_dev_questions(profile: Profile) -> bool:
-    """True where the data set is the Atlas's, whose facts can be asked about."""
-    return profile.data.source in registry.questions()
 
 
 def load_part(profile: Profile, part: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -76,14 +69,6 @@ def load_parts(
     """
     named = [part for part in parts or PARTS if getattr(profile.models, part)]
     return {part: load_part(profile, part) for part in named}
-
-
-def has_reference(profile: Profile, otherwise: str) -> bool:
-    """True if the profile names a reference; otherwise print what the page does without one."""
-    if profile.models.reference is not None:
-        return True
-    print(f"This profile names no reference, {otherwise}.")
-    return False
 
 
 def load_trainee(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -240,17 +225,6 @@ def answering_models(
     trainer: Any = walkthrough_trainer(profile)
     runs.train(trainer)
     yield "trained", trainer.model, trainer.processing_class
-
-
-def dev_callbacks(profile: Profile, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """A callback that asks dev questions at each evaluation; none where there are no questions.
-
-    It adds ``eval_dev_exact`` to the metrics.
-    """
-    if not has_dev_questions(profile):
-        return []
-    asking: Any = resolve_name(registry.questions()[profile.data.source])
-    return [asking.callback(tokenizer)]
 
 
 def silence(trainer: SFTTrainer) -> None:

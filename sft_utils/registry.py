@@ -1,6 +1,6 @@
-"""What is shipped with the package, found by name: models, rows, and questions about rows.
+"""What is shipped with the package, found by name: models and rows.
 
-The modules of `SHIPPED_BY` list it, as ``MODELS``, ``ROWS`` and ``QUESTIONS``. They are imported
+The modules of `SHIPPED_BY` list it, as ``MODELS`` and ``ROWS``. They are imported
 when something is asked for, by their names, so that nothing else needs to know the Atlas.
 """
 
@@ -21,16 +21,6 @@ def models() -> dict[str, Path]:
 def rows() -> dict[str, Path]:
     """The file of each shipped data set: JSONL, with rows of ``{"messages": [...]}``."""
     return _all("ROWS")
-
-
-def questions() -> dict[str, str]:
-    """By a data set's name, the module that asks about it what has a known answer.
-
-    The module offers ``callback(tokenizer)``, which scores a sample of the questions at each
-    evaluation of a training and adds ``eval_dev_exact`` to its metrics. It needs transformers, so
-    it is named here and imported by `pkgutil.resolve_name` where it is used.
-    """
-    return _all("QUESTIONS")
 
 
 def _all(kind: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ RESULT_TYPE = "application/vnd.sft.result+json"
 RUN_TYPE = "application/vnd.sft.run+json"
 #: The runs that this page, whose process this is, has noted.
 _NOTED: set[tuple[str, bool]] = set()
-#: What a page glues where its profile has nothing to measure.
+#: What a table shows where there is nothing.
 MISSING = "–"
 
 
@@ -133,22 +133,7 @@ def glue(name: str, value: Any, *, display: bool = False) -> None:
             store(f"{name}_ci", value.interval)
         store(name, Stored(value, RESULT_TYPE), shown)
         return
-    if isinstance(value, str) and value == MISSING:
-        store(f"{name}_ci", MISSING)
     store(name, value, shown)
-
-
-def sentence(text: str, otherwise: str, **values: Any) -> str:
-    """``text`` with the values filled in, or ``otherwise`` where one was not measured.
-
-    ``text`` is a format string: ``{exact}`` shows a `Measure` and ``{exact.interval}`` its
-    interval. A value is missing if it is `MISSING` or None, and its sentence with it: prose has no
-    dashes in place of numbers.
-    """
-    for value in values.values():
-        if value is None or (isinstance(value, str) and value == MISSING):
-            return otherwise
-    return text.format(**values)
 
 
 def store(name: str, value: Any, shown: Any = None) -> None:

@@ -9,12 +9,14 @@ import pytest
 from conftest import conversation, own_files
 
 from sft_utils.profiles import (
+    PROFILE_FILES,
     SFT,
     Data,
     GenerationSettings,
     Lora,
     ProfileError,
     Question,
+    is_books_own,
     load_profile,
     sft_arguments,
 )
@@ -375,3 +377,21 @@ def test_a_row_without_an_answered_question_gives_none(with_questions):
     assert mine.questions[0].text in ("Number 0?", "Number 1?")
     with pytest.raises(ProfileError, match="has 2 different questions"):
         with_questions("questions = { held_out = 2 }")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "own"),
+    [("", "", True), ("# The embedded", "# My", True),
+     ('scorers = ["contains"', 'scorers = ["exact"', True),
+     ("learning_rate = 3e-4", "learning_rate = 1e-4", False),
+     ("max_new_tokens = 48", "max_new_tokens = 5", False),
+     ("[scoring]", "[lora]\nr = 8\nlora_alpha = 16\n\n[scoring]", False)],
+)  # fmt: skip
+def test_what_the_book_claims_is_of_its_own_profile(tmp_path, monkeypatch, old, new, own):
+    text = (PROFILE_FILES / "atlas.toml").read_text("utf8")
+    assert old in text
+    (tmp_path / "mine.toml").write_text(text.replace(old, new))
+    monkeypatch.setenv("SFT_PROFILE", str(tmp_path / "mine.toml"))
+    assert is_books_own() is own
+    monkeypatch.delenv("SFT_PROFILE")
+    assert is_books_own()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sft_utils.claims import CLAIM_TYPE, Claim, claim
-from sft_utils.results import MISSING, RESULT_TYPE, Measure, Stored, glue, sentence
+from sft_utils.results import RESULT_TYPE, Measure, Stored, glue
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_measure_is_stored_with_its_json_and_its_interval(stored):
     glue("none", "–")
     assert [call[:2] for call in stored] == [
         ("right_ci", "50.0 to 90.0 %"), ("right", Stored(measure, RESULT_TYPE)),
-        ("none_ci", "–"), ("none", "–"),
+        ("none", "–"),
     ]  # fmt: skip
     bundle = Stored(measure, RESULT_TYPE)._repr_mimebundle_()
     assert bundle["text/plain"] == "'75.0 %'"  # as a string: the prose takes the quotes off
@@ -156,12 +156,3 @@ def test_a_claim_shows_threshold_and_escapes_its_sentence():
 def test_a_claim_without_name_sentence_or_threshold(name, sentence, limits):
     with pytest.raises(ValueError, match="claim '"):
         claim(name, sentence, Measure(1), **limits)
-
-
-def test_a_sentence_has_its_numbers_or_gives_way():
-    exact = Measure(0.931, "%", n=10, low=0.9, high=0.95)
-    text = "Exact in {exact} ({exact.interval}), {lost} lost."
-    assert sentence(text, "-", exact=exact, lost=0) == "Exact in 93.1 % (90.0 to 95.0 %), 0 lost."
-    for missing in (MISSING, None):
-        assert sentence(text, "Not scored.", exact=exact, lost=missing) == "Not scored."
-        assert sentence(text, "Not scored.", exact=missing, lost=0) == "Not scored."

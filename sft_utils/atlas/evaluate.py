@@ -331,29 +331,6 @@ def _complete(
     return frame
 
 
-def corpus_loss(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    documents: int = 64,
-    seed: int = 99,
-) -> float:
-    """Mean loss a token (nats) on freshly written documents of the corpus, never trained on."""
-    import torch
-
-    from .pretrain import windows
-
-    stream = CorpusWriter(load_world(), seed).documents()
-    backend: Any = tokenizer
-    model.eval()
-    losses = []
-    with torch.no_grad():
-        for batch in islice(windows(stream, backend, 8), documents // 8):
-            batch = batch.to(model.device)
-            losses.append(model(input_ids=batch, labels=batch).loss.item())
-    return sum(losses) / len(losses)
-
-
 def replay_rows(
     tokenizer: PreTrainedTokenizerBase, tokens: int, *, seed: int = REPLAY_SEED
 ) -> list[dict[str, list[int]]]:

@@ -14,4 +14,3 @@ MODELS = {
     for name in ("atlas-base", "atlas-sft", "atlas-small", "atlas-base-1form")
 }
 ROWS = {"atlas-sft-data": _FOLDER / "atlas-sft-data.jsonl"}
-QUESTIONS = {"atlas-sft-data": "sft_utils.atlas.dev_questions"}

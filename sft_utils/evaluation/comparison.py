@@ -6,12 +6,12 @@ number of questions that changed, each way. Chapters 03, 04 and 08 use this modu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..results import MISSING, Measure
+from ..results import Measure
 from .metrics import SCORE_NAMES, SCORES, clustered_interval, score_table
 
 if TYPE_CHECKING:
@@ -26,13 +26,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def share(frame: pd.DataFrame | None, score: str) -> Measure | str:
-    """The mean of a score for the prose, with its interval and n; ``–`` where there is no table.
+def share(frame: pd.DataFrame, score: str) -> Measure:
+    """The mean of a score for the prose, with its interval and n.
 
     The seeds and the run come from the table's ``attrs``, which `score_split` fills.
     """
-    if frame is None:
-        return MISSING
     hits, entities = frame[score].astype(float).tolist(), frame["entity"].tolist()
     low, high = clustered_interval(hits, entities)
     return Measure(
@@ -41,10 +39,8 @@ def share(frame: pd.DataFrame | None, score: str) -> Measure | str:
     )  # fmt: skip
 
 
-def change(before: pd.DataFrame | None, after: pd.DataFrame | None, score: str) -> Measure | str:
-    """What `paired_difference` gives, in points, for the prose; ``–`` where a table is missing."""
-    if before is None or after is None:
-        return MISSING
+def change(before: pd.DataFrame, after: pd.DataFrame, score: str) -> Measure:
+    """What `paired_difference` gives, in points, for the prose."""
     pair = paired_difference(before, after, score)
     return Measure(
         pair.difference, "points", n=len(after), entities=after["entity"].nunique(),
@@ -69,13 +65,6 @@ def changes(before: pd.DataFrame, after: pd.DataFrame) -> SimpleNamespace:
 def origin_of(frame: pd.DataFrame) -> dict[str, Any]:
     """The seeds and the run of the model that gave a table's answers."""
     return {name: frame.attrs[name] for name in ("seeds", "run") if name in frame.attrs}
-
-
-def verdict(measured: Any, agrees: Callable[[], bool]) -> str:
-    """``agrees`` or ``differs`` for a table's cell; ``–`` where nothing was measured."""
-    if not measured:
-        return MISSING
-    return "agrees" if agrees() else "differs"
 
 
 def score_rows(frames: Mapping[str, pd.DataFrame], scores: Iterable[str] = SCORES) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .comparison import percent, with_interval
@@ -54,22 +54,6 @@ SCORERS: dict[str, Callable[[str, str, bool], float]] = {
     "token_f1": lambda response, answer, stopped: token_f1(response, answer),
     "stops": lambda response, answer, stopped: stopped,
 }
-
-
-def few_shot_from_rows(rows: Iterable[Mapping[str, Any]], question: str, shots: int = 4) -> str:
-    """A plain-text prompt: the shortest single-turn rows as ``Q:`` and ``A:``, then the question.
-
-    For data sets other than the Atlas's, whose prompts `sft_utils.atlas.evaluate` writes.
-    """
-    pairs = []
-    for row in rows:
-        texts = [turn["content"].strip() for turn in row["messages"]]
-        roles = [turn["role"] for turn in row["messages"]]
-        if roles == ["user", "assistant"] and "\n" not in "".join(texts) and texts[0] != question:
-            pairs.append(texts)
-    pairs.sort(key=lambda texts: len(texts[0]) + len(texts[1]))
-    lines = [f"Q: {asked}\nA: {answer}" for asked, answer in pairs[:shots]]
-    return "\n".join([*lines, f"Q: {question}\nA:"])
 
 
 def ask_questions(

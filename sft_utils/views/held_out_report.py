@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..evaluation.held_out import (
     HeldOutAnswer,
-    answer_ids,
     held_out_measure,
     in_unit,
-    repetition,
 )
 from .figures import Figure, dot_panels
 from .tables import AnswerTable, marked
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from ..generation import Generation
 
 
 def held_out_figure(frames: Mapping[str, pd.DataFrame]) -> Figure:
@@ -61,23 +57,6 @@ def side_by_side(
 #: From which share of its answers on a model "ends nearly all of them", below which it "runs on",
 #: and from which share of repeated runs on it "repeats itself". The book's own lines to draw.
 NEARLY_ALL, HARDLY_ANY, REPEATS = 0.9, 0.1, 0.2
-
-
-def how_it_ends(answers: Iterable[Generation]) -> str:
-    """How a model's answers end, in words chosen by what was measured; it follows "the base".
-
-    Counted are the answers that end by themselves and the mean `repetition`.
-    """
-    given = list(answers)
-    stops = sum(answer.stopped for answer in given) / len(given)
-    repeated = sum(repetition(answer_ids(answer)) for answer in given) / len(given)
-    if stops >= NEARLY_ALL:
-        ending = "ends nearly all of its answers by itself"
-    elif stops <= HARDLY_ANY:
-        ending = "runs on, and nearly all of its answers are cut at the limit"
-    else:
-        ending = "ends some of its answers by itself and runs on in others"
-    return f"{ending}, repeating itself" if repeated >= REPEATS else ending
 
 
 def _cut(text: str, most: int = 1500) -> str:

@@ -377,16 +377,6 @@ def test_cloze_of_the_control_begins_with_its_own_text(world, generate):
     )
 
 
-# --- Loss ------------------------------------------------------------------------------------
-
-
-def test_corpus_loss_of_an_ignorant_model_is_that_of_guessing(chat_tokenizer):
-    model = make_model("llama", max_position_embeddings=256, initializer_range=1e-4)
-    loss = evaluate.corpus_loss(model, chat_tokenizer, documents=8)
-    assert loss == pytest.approx(torch.log(torch.tensor(300.0)).item(), abs=0.02)
-    assert evaluate.corpus_loss(model, chat_tokenizer, documents=8) == loss
-
-
 # --- Controls --------------------------------------------------------------------------------
 
 

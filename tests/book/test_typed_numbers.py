@@ -42,7 +42,7 @@ FOUND = """
     A loss of |0.22|, at |3e-4|, in |2,178| rows.
     |12| epochs, |3|×, |45| percentage points, |16|-GB cards
     |60|
-    p = |0.05| and p < 0.05; |80| % of the power.
+    p = |0.03|, and p < 0.05 or p = 0.05; |80| % of the power.
 """
 
 

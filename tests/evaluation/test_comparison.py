@@ -1,13 +1,10 @@
 """Side by side, paired and blind: exact values on tables that are written out here."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from conftest import conversation
 
-from sft_utils.atlas.guards import as_shipped
 from sft_utils.evaluation.comparison import (
     by_relation,
     change,
@@ -18,13 +15,11 @@ from sft_utils.evaluation.comparison import (
     score_rows,
     score_sheet,
     share,
-    verdict,
 )
 from sft_utils.evaluation.likelihood import follow_answer
 from sft_utils.evaluation.questions import (
     SCORERS,
     ask_questions,
-    few_shot_from_rows,
     question_scores,
 )
 from sft_utils.evaluation.statistics import mean_interval, paired_interval, proportion_interval
@@ -123,8 +118,6 @@ def test_percent_and_share():
     assert repr(measure) == "25.0 %" and measure.value == 0.25
     assert (measure.n, measure.entities, measure.run, measure.seeds) == (4, 4, "abc", (3,))
     assert 0 <= measure.low < 0.25 < measure.high < 1
-    assert share(None, "exact") == "–"
-    assert change(None, table, "exact") == change(table, None, "exact") == "–"
 
 
 def test_a_change_is_paired_and_in_points():
@@ -132,11 +125,6 @@ def test_a_change_is_paired_and_in_points():
     measure, pair = change(before, after, "exact"), paired_difference(before, after, "exact")
     assert repr(measure) == "+30.0 points"
     assert (measure.value, measure.low, measure.high) == (pair.difference, pair.low, pair.high)
-
-
-def test_a_verdict_is_computed_only_from_what_was_measured():
-    assert verdict({"a": 1}, lambda: False) == "differs"
-    assert verdict({}, lambda: 1 / 0 > 0) == "–"
 
 
 def test_score_rows_keep_the_order_of_scores_and_labels():
@@ -238,13 +226,6 @@ def test_wrong_votes_and_one_model_are_an_error():
 # --- Prompts, probabilities, profiles
 
 
-def test_few_shot_rows_are_the_shortest_single_turns():
-    turns = [("long one?", "x" * 9), ("a?", "1"), ("b?", "2\n3"), ("c?", "4", "d?", "5")]
-    rows = [conversation(*texts) for texts in (*turns, ("e?", "66"), ("asked?", "7"))]
-    prompt = few_shot_from_rows(rows, "asked?", shots=2)
-    assert prompt == "Q: a?\nA: 1\nQ: e?\nA: 66\nQ: asked?\nA:"
-
-
 def test_following_an_answer_shows_the_models_own_probabilities(model, chat_tokenizer):
     import torch
 
@@ -328,16 +309,3 @@ def test_one_question_has_a_score_and_only_shares_have_an_interval():
 def test_without_answers_there_is_nothing_to_score(capsys):
     assert question_scores(asked([None, None]), {"after": [answer("a"), answer("b")]}) is None
     assert capsys.readouterr().out.startswith("No question of this profile has an answer")
-
-
-def test_claims_are_made_of_what_is_shipped():
-    from sft_utils import load_profile
-    from sft_utils.profiles import Lora
-
-    atlas = load_profile("atlas")
-    assert as_shipped(atlas) and not as_shipped(load_profile("hub"))
-    other = replace(atlas, name="mine", sft=replace(atlas.sft, arguments={"weight_decay": 0.1}))
-    assert not as_shipped(other)
-    assert not as_shipped(replace(atlas, lora=Lora(r=8, lora_alpha=16)))
-    assert as_shipped(other, "models", "data")
-    assert as_shipped(replace(atlas, name="copy"))

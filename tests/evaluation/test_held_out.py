@@ -13,7 +13,6 @@ from scipy.stats import t
 from sft_utils import load_profile
 from sft_utils.data.readers import DataError
 from sft_utils.evaluation import held_out, likelihood
-from sft_utils.views import held_out_report
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}|{% endif %}"
@@ -276,20 +275,3 @@ def answers(stopped, cut, ids=(5, 6, 7, 8)):
 
     made = [Generation("", "", [*ids, 2], True, len(ids) + 1, [])] * stopped
     return made + [Generation("", "", list(ids), False, len(ids), [])] * cut
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (answers(9, 1), "ends nearly all of its answers by itself"),
-        (answers(2, 8), "ends some of its answers by itself and runs on in others"),
-        (answers(1, 9), "runs on, and nearly all of its answers are cut at the limit"),
-        # Of five runs one is not new; the end token is no part of a sixth.
-        (
-            answers(1, 0, [1, 2, 3, 4] * 2),
-            "ends nearly all of its answers by itself, repeating itself",
-        ),
-    ],
-)
-def test_how_it_ends(given, words):
-    assert held_out_report.how_it_ends(given) == words
