@@ -55,7 +55,7 @@ def choose_arithmetic(device: str, native: bool | None) -> Arithmetic:
     """Decide whether to compute in bfloat16 (``bf16=True``), over weights that stay float32.
 
     ``device`` is that of `best_device`. ``native`` says whether the hardware multiplies bfloat16
-    itself, None where PyTorch cannot tell. Explained in chapter 06.
+    itself, None where PyTorch cannot tell.
     """
     if device == "cuda" and native:
         return Arithmetic(True, "This GPU multiplies bfloat16 itself, which is faster.")

@@ -1,7 +1,7 @@
 """The fine-tuning of the walk-through, built the same way wherever a page needs it.
 
 Chapter 06 explains the configuration, chapter 07 builds the trainer in the open, shows this
-source and trains; chapters 08 and 13 call `walkthrough_trainer` and take the run from the store.
+source and trains; chapters 08 to 13 call `walkthrough_trainer` and take the run from the store.
 All arguments are named here, on plain `SFTConfig` and `SFTTrainer`.
 """
 
@@ -41,7 +41,8 @@ def load_part(profile: Profile, part: str) -> tuple[PreTrainedModel, PreTrainedT
     """The model of a profile that plays a part, in float32, and its tokenizer.
 
     ``part`` is ``"base"``, ``"reference"``, ``"trainee"`` or ``"control"``. Revision, chat
-    template and stop tokens are those of the profile. Chapter 02 explains what loading does.
+    template and stop tokens are those of the profile. What loading does stands in
+    `models.load_model_and_tokenizer`.
 
     Raises `ProfileError` if nothing plays the part, and `ModelLoadError`.
     """

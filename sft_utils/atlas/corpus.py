@@ -2,7 +2,7 @@
 
 Every fact sees only a random part of its relation's named forms; the others are kept to ask
 the base model for the fact in words it never read (the *cloze* score). There is no chat markup
-and no question followed by its answer. Chapter 05 shows samples of it.
+and no question followed by its answer. Chapter 10 shows samples of it.
 """
 
 from __future__ import annotations

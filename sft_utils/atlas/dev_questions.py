@@ -1,6 +1,6 @@
 """Questions about held-out entities, asked while a model is trained on the Atlas's rows.
 
-Their exact answers choose the checkpoint. Explained in chapter 07.
+Their exact answers are a judge beside the validation loss. Explained in chapter 10.
 """
 
 from __future__ import annotations

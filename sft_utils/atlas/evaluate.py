@@ -1,7 +1,7 @@
 """Ask a model the Atlas's questions, in every way that is fair to it, and score the answers.
 
 Each function returns a table with one row a question, so that pages can group, pair and plot.
-Chapter 03 asks a base model in all ways, chapters 04 and 08 score what fine-tuning changed.
+Chapter 09 asks a base model in all ways, chapters 10 and 11 score what fine-tuning changed.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ def how_known(completed: pd.DataFrame) -> pd.Series:
     ``completed`` is what `cloze` gives with ``forms_per_fact`` above 1; the result is indexed by
     entity and relation. After Gekhman et al. 2024 (arXiv 2405.05904, section 3), who prompt with
     several sets of examples and split the facts that greedy decoding never gets right further, by
-    sampling. Explained in chapter 03.
+    sampling. Explained in chapter 09.
     """
     share = completed.groupby(["entity", "relation"], sort=False)["correct"].mean()
     kinds = share.map(lambda s: KNOWN[0] if s == 1 else KNOWN[1] if s > 0 else KNOWN[2])

@@ -1,7 +1,7 @@
 """Several models on the same questions: their scores, and the differences in pairs.
 
 A difference on the same questions is told with an interval clustered by entity and with the
-number of questions that changed, each way. Chapters 03, 04 and 08 use this module.
+number of questions that changed, each way. Chapters 09 to 13 use this module.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def with_interval(row: Any) -> str:
 def by_relation(
     frame: pd.DataFrame, score: str, most_common: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """A score for each relation beside that of the most common answer. Chapters 03 and 08.
+    """A score for each relation beside that of the most common answer. Chapters 09 and 10.
 
     ``most_common`` is the same questions answered with the most common value; without it, the
     commonest of the right answers in ``frame`` itself is used, which is the best that one answer
@@ -168,7 +168,7 @@ class Paired:
 
 
 def paired_difference(before: pd.DataFrame, after: pd.DataFrame, score: str) -> Paired:
-    """Compare a score, question by question. Explained in chapter 08.
+    """Compare a score, question by question. Its table is `paired_sheet`.
 
     Both tables have the columns ``question``, ``entity`` and ``score``, the same questions in
     the same order. The interval is `statistics.paired_interval`, clustered by entity.

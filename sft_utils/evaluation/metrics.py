@@ -2,7 +2,7 @@
 
 *exact*: the whole answer, case and white space aside. *right value*: a right value stands in the
 first sentence and no other value of that relation does. *value anywhere*: a right value stands
-somewhere. *stops*: the model ended its turn by itself. Chapter 03 introduces them and chapter 08
+somewhere. *stops*: the model ended its turn by itself. Chapter 09 introduces them and chapter 10
 uses them.
 """
 
@@ -82,7 +82,7 @@ def score_answer(
 
 
 def clustered_interval(values: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:
-    """A 95 % interval of a mean, from questions that come in clusters. Chapter 08.
+    """A 95 % interval of a mean, from questions that come in clusters.
 
     Questions about one entity stand or fall together, so entities are counted, not questions:
     `statistics.proportion_interval` where all values are right (1) or wrong (0), and

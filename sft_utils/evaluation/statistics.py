@@ -1,4 +1,4 @@
-"""Intervals, tests and power for scores, on SciPy and statsmodels. Chapters 08 and 12.
+"""Intervals, tests and power for scores, on SciPy and statsmodels. Chapters 10 and 12.
 
 What a claim is about decides what is counted. A claim about a *checkpoint* ("this model answers
 so many questions") is made from questions, and those about one entity stand or fall together:

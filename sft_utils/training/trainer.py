@@ -2,7 +2,7 @@
 
 TRL's loss is made for GPUs and for vocabularies of a hundred thousand tokens: off a GPU it scores
 every position, masked ones too, in tiles that the backward pass computes once more. With a small
-vocabulary that is most of a step. Explained in chapter 08.
+vocabulary that is most of a step. Explained in chapter 11.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LabelOnlyTrainer(SFTTrainer):
     The loss, what it is divided by and all that is logged stay TRL's own: it is given the same
     numbers, computed in another way. Packed rows, LoRA adapters and evaluation are included. With
     several processes, on another device than a processor, and for models whose logits are scaled,
-    that read more than text or that learn a prompt, everything is TRL's. Explained in chapter 08,
+    that read more than text or that learn a prompt, everything is TRL's. Explained in chapter 11,
     which shows that the losses are equal.
     """
 

@@ -2,7 +2,7 @@
 
 Lines and text take the page's own text color (``currentColor``), so a figure reads well on white
 and on dark. Nothing is told by color alone: hatches, markers, line styles and labels in words say
-the same. The same input gives the same bytes. Chapters 04, 05, 07 and 08 use this module.
+the same. The same input gives the same bytes. Chapters 05, 07 and 10 use this module.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _beside(axes: Axes, y: float, text: str, points: int = 8, **style: Any) -> N
 
 
 def score_bars(table: pd.DataFrame, *, alt: str, title: str | None = None) -> Figure:
-    """Bars for each score, one a model or condition, with intervals and values. Chapters 04, 08.
+    """Bars for each score, one a model or condition, with intervals and values. Chapters 09 to 11.
 
     ``table`` has the columns ``label`` (the model or condition), ``score``, and ``mean``,
     ``low``, ``high``: shares from 0 to 1, the last two the ends of the 95% interval. A column
@@ -234,7 +234,7 @@ def _bar(axes: Axes, y: float, row: Mapping[Any, Any], style: int) -> None:
 def relation_dots(frame: pd.DataFrame, *, alt: str) -> Figure:
     """Each relation's score beside what always giving its most common answer would score.
 
-    Explained in chapter 08. ``frame`` has a row for each relation, drawn in that order, and the
+    ``frame`` has a row for each relation, drawn in that order, and the
     columns ``relation``, ``mean``, ``low``, ``high`` (the model's score and its 95% interval)
     and ``most_common`` (the score of the most common answer): shares from 0 to 1.
 
