@@ -387,7 +387,7 @@ def test_a_threshold_is_four_standard_deviations_away(ledger):
     results = {entry["name"]: entry for entry in ledger["results"]}
     claims = {claim["claim"]: claim for claim in ledger["claims"]}
     for name, quantity in VARIES_WITH.items():
-        sd = results[f"rep_{quantity}_sd"]["value"] / 100
+        sd = results[f"{quantity}_sd"]["value"] / 100
         assert claims[name]["margin"] >= 4 * sd, (name, claims[name]["margin"], sd)
 
 
