@@ -211,7 +211,11 @@ def _with_numbers(alt: str, table: pd.DataFrame) -> str:
     """What a figure shows, and its numbers after it; nothing is added to nothing."""
     from ..evaluation.comparison import in_words
 
-    return alt.strip() and f"{alt.rstrip('.')}. {in_words(table)}."
+    return _with_entries(alt, [in_words(table)])
+
+
+def _with_entries(alt: str, entries: Iterable[str]) -> str:
+    return alt.strip() and f"{alt.rstrip('.')}. {'; '.join(entries)}."
 
 
 def _heading(score: str, rows: pd.DataFrame) -> str:
@@ -270,12 +274,14 @@ def dot_panels(table: pd.DataFrame, *, alt: str) -> Figure:
     ``table`` has a row for each pair of ``label`` (the run; one line of the figure) and
     ``measure`` (one panel, with an axis of its own), and the columns ``value``, ``low`` and
     ``high`` in the unit of the measure, and ``text``, what is printed above the dot. Both keep
-    the order of the table.
+    the order of the table. ``alt`` says what is shown; the texts are added.
 
     Raises `ValueError` if a column is missing, a pair is there twice, or ``alt`` is empty.
     """
     _check_shares(table, ("label", "measure", "value", "low", "high", "text"), ())
     _check_shares(table, ("label", "measure"), ())
+    told = zip(table["label"], table["measure"], table["text"], strict=True)
+    alt = _with_entries(alt, (f"{label}, {measure}: {text}" for label, measure, text in told))
     labels = list(dict.fromkeys(table["label"]))
     groups = [(str(name), rows) for name, rows in table.groupby("measure", sort=False)]
 
@@ -450,13 +456,15 @@ def seed_dots(table: pd.DataFrame, *, mean: float, low: float, high: float, alt:
 
     ``table`` has a row for each seed and the columns ``label``, ``mean``, ``low`` and ``high``:
     shares from 0 to 1. ``mean``, ``low`` and ``high`` are those of the seeds together. The axis
-    does not begin at zero. Raises ``ValueError`` if a column is missing or ``alt`` is empty.
+    does not begin at zero. ``alt`` says what is shown; numbers are added. Raises ``ValueError`` if
+    a column is missing or ``alt`` is empty.
     """
     _check_shares(table, ("label",), ("mean", "low", "high"))
     left = 100 * min(low, *table["low"])
     right = 100 * max(high, *table["high"])
     together = {"label": "mean of the seeds", "mean": mean, "low": low, "high": high}
     rows: list[Mapping[Any, Any]] = [*table.to_dict("records"), together]
+    alt = _with_entries(alt, (f"{row['label']}: {100 * row['mean']:.1f} %" for row in rows))
 
     def draw(canvas: Any) -> None:
         axes = canvas.subplots()

@@ -35,8 +35,7 @@ def held_out_figure(frames: Mapping[str, pd.DataFrame]) -> Figure:
                 {"label": label, "measure": title, "value": scale * found.value,
                  "low": scale * low, "high": scale * high, "text": in_unit(found, found.value)}
             )  # fmt: skip
-    words = "; ".join(f"{dot['label']}, {dot['measure']}: {dot['text']}" for dot in dots)
-    return dot_panels(pd.DataFrame(dots), alt=f"Held-out answers. {words}.")
+    return dot_panels(pd.DataFrame(dots), alt="Held-out answers")
 
 
 def side_by_side(
