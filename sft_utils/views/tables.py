@@ -86,7 +86,7 @@ class AnswerTable:
     def _repr_html_(self) -> str:
         head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
         body = "\n".join(
-            "<tr>" + "".join(_cell(text) for text in row) + "</tr>" for row in self.rows
+            "<tr>" + "".join(map(_cell, self.columns, row)) + "</tr>" for row in self.rows
         )
         return (
             '<table class="sft-answers">\n'
@@ -101,9 +101,10 @@ class AnswerTable:
         return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
+def _cell(column: str, text: str) -> str:
+    """A cell that knows its column: on a phone the cells of a row stand below one another."""
     style = "text-align: left; vertical-align: top; white-space: pre-wrap"
-    return f'<td style="{style}">{html.escape(text)}</td>'
+    return f'<td data-column="{html.escape(column)}" style="{style}">{html.escape(text)}</td>'
 
 
 def marked(answer: Generation) -> str:
