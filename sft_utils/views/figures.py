@@ -342,20 +342,16 @@ def loss_curves(log_history: Iterable[Mapping[str, Any]], *, alt: str) -> Figure
 
     ``log_history`` is the trainer's ``state.log_history``: dictionaries with ``step`` (updates)
     and any of ``loss``, ``eval_loss`` (nats a token) and ``learning_rate``. The axis of the losses
-    is logarithmic, unless one of them is not above zero.
+    is logarithmic, unless one of them is not above zero. A run of fewer updates than
+    ``logging_steps`` has no training loss: what was logged is drawn, and that none was is said.
 
-    Raises `ValueError` if no entry has a loss, or ``alt`` is empty.
+    Raises `ValueError` if ``alt`` is empty.
     """
     logs = list(log_history)
     series = {
         key: [(log["step"], float(log[key])) for log in logs if key in log]
         for key in ("loss", "eval_loss", "learning_rate")
     }
-    if not series["loss"]:
-        raise ValueError(
-            "No entry of log_history has a `loss`. Train first, with logging_steps at most the "
-            "number of updates."
-        )
 
     def draw(canvas: Canvas) -> None:
         if series["learning_rate"]:
@@ -367,7 +363,11 @@ def loss_curves(log_history: Iterable[Mapping[str, Any]], *, alt: str) -> Figure
             top = bottom = canvas.subplots()
         _line(top, series["loss"], PALETTE[0], "-", "o")
         _line(top, series["eval_loss"], PALETTE[1], "--", "s")
-        if all(loss > 0 for _, loss in series["loss"] + series["eval_loss"] if math.isfinite(loss)):
+        if not series["loss"]:
+            told = "no training loss: fewer updates than logging_steps"
+            top.text(0.5, 0.9, told, ha="center", transform=top.transAxes)
+        losses = series["loss"] + series["eval_loss"]
+        if losses and all(loss > 0 for _, loss in losses if math.isfinite(loss)):
             _logarithmic(top)
         _end_labels(top, {"training": series["loss"], "evaluation": series["eval_loss"]})
         top.set_title("loss, nats a token")
