@@ -132,7 +132,7 @@ def asked(profile_file):
     """A trainer of the Atlas's rows that asks the dev questions at each evaluation."""
     trainer = experiment.walkthrough_trainer(load_profile(profile_file("atlas-sft-data")))
     assert not [c for c in trainer.callback_handler.callbacks if hasattr(c, "records")]
-    trainer.add_callback(asking.callback(trainer.processing_class))
+    trainer.add_callback(asking.DevAccuracy(trainer.processing_class))
     return trainer
 
 
@@ -171,7 +171,7 @@ def test_other_dev_questions_make_another_fingerprint(profile_file, asked, monke
     monkeypatch.setattr(asking, "DEV_QUESTIONS", 7)
     trainer = experiment.walkthrough_trainer(load_profile(profile_file("atlas-sft-data")))
     without = fingerprint(trainer)
-    trainer.add_callback(asking.callback(trainer.processing_class))
+    trainer.add_callback(asking.DevAccuracy(trainer.processing_class))
     assert len({first, without, fingerprint(trainer)}) == 3
 
 

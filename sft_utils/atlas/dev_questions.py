@@ -32,7 +32,7 @@ def dev_questions() -> list[Question]:
 class DevAccuracy(TrainerCallback):
     """Scores the dev questions at each evaluation.
 
-    It adds ``eval_dev_exact`` to the metrics, which is what the trainer chooses by, and keeps
+    It adds ``eval_dev_exact`` to the metrics, by which a trainer may choose, and keeps
     ``records``: epoch and step, the four scores, the interval of the exact answers from ``low`` to
     ``high``, ``n``, ``eval_loss`` (nats a token) and the seconds that asking took. What it asks is
     an attribute: a fingerprint sees it.
@@ -57,6 +57,3 @@ class DevAccuracy(TrainerCallback):
             | {"low": low, "high": high, "n": len(answers), "eval_loss": metrics["eval_loss"]}
             | {"seconds": time.perf_counter() - start}
         )
-
-
-callback = DevAccuracy

@@ -107,12 +107,12 @@ def plant(patch: Patch, name: str) -> None:
 
     # A run's fingerprint has the questions that the dev callback asks, not how they are asked and
     # scored. So that the run is kept apart, the callback is told.
-    def callback(old: Any, *given: Any) -> Any:
+    def told(old: Any, *given: Any) -> Any:
         made = old(*given)
         made.fault = name
         return made
 
-    swap(patch, "atlas.dev_questions", "callback", callback)
+    swap(patch, "atlas.dev_questions", "DevAccuracy", told)
 
 
 def change_profile(patch: Patch, change: Callable[[Any], Any]) -> None:
