@@ -12,6 +12,7 @@ markers. The trainee is a Llama without a chat template and without a pad token,
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -163,8 +164,12 @@ def _assert_report(file: Path, page: str, shown: str) -> None:
     frame = held_out.ask_held_out(*speaker, asked, profile)
     for name in ("bits_per_byte", "perplexity", "stops"):
         measure = held_out.held_out_measure(frame, name)
-        number = f"{100 * measure.value:.1f}" if measure.unit == "%" else f"{measure.value:.2f}"
-        assert number in shown, name
+        value, low, high = (
+            held_out.in_unit(measure, number)
+            for number in (measure.value, measure.low, measure.high)
+        )
+        assert f"{value} ({low.removesuffix(' %')} to {high.removesuffix(' %')})" in shown, name
+    assert re.search(rf"\banswers\b\D+{len(frame)}\b", shown)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +197,10 @@ def test_page_runs(folder, runner, profile, page):
     # What is claimed was found on the Atlas, and is claimed nowhere else.
     assert [mime for mime in shown_data(result) if mime[0].endswith(CLAIM_TYPE)] == []
     stdout = "".join(cell["stdout"] for cell in result["cells"])
+    if page == "07-training":
+        # The trainer that the page builds in the open is the one that other pages take.
+        prints = re.findall(r"^(?:this page|the function): +([0-9a-f]{64})$", stdout, re.MULTILINE)
+        assert len(prints) == 2 and prints[0] == prints[1]
     if page in REPORTS:
         shown = "".join(text for _, text in shown_data(result)) + stdout
         _assert_report(folder / f"{profile}.toml", page, shown)

@@ -304,17 +304,51 @@ def test_only_what_another_page_quotes_is_glued():
 # --- What the pages say --------------------------------------------------------------------------
 
 
-def test_pages_find_and_print_what_they_say(site):
+#: What pages find and none of their claims states: by page and expression, whether it is so.
+FOUND = {
+    ("01-setup", "before.num_tokens"): lambda n: (
+        n == load_profile("atlas").generation.max_new_tokens
+    ),
+    ("01-setup", "after.num_tokens"): lambda n: n < load_profile("atlas").generation.max_new_tokens,
+    ("02-helpers", "run_on.count(end_of_turn_id(tokenizer))"): lambda n: n >= 1,
+    ("05-data", "int((tokens_per_row > (limit or longest)).sum()):,"): lambda n: n == 0,
+    ("10-scores", "len(checks)"): lambda n: n >= 5,
+}
+
+
+def test_pages_find_and_print_what_they_say(site, ledger):
+    values = {(Path(e["page"]).stem, e["name"]): e.get("value") for e in ledger["results"]}
+    assert [asked for asked, holds in FOUND.items() if not holds(values[asked])] == []
+    # The cells that show what is the same: the prompt begins the row; the seed repeats a sample.
+    for name, shown, expected in (
+        ("02-helpers", '{"the prompt begins the row": begins}', ["True", "True"]),
+        ("01-setup", '{"same answers": repeats}', ["True", "True", "False"]),
+    ):
+        [cell] = [cell for cell in site.page(name).cells if shown in cell.source]
+        assert re.findall(r"True|False", cell.outputs[0].data["text/plain"]) == expected, name
+    # The row of chapter 02 teaches the token that ends a turn.
+    assert "<|im_end|>" in learned(site.page("02-helpers"))
     texts = [question.text for question in load_profile("atlas").questions]
     for name in ("01-setup", "03-baseline", "04-sft-reference", "07-training", "08-evaluation"):
         assert [text for text in texts if text not in site.page(name).text] == [], name
+
+
+def learned(page):
+    """The text that carries loss in the token view of a page."""
+    return "".join(token.get_text() for token in page.article.select(".sft-loss span.loss i"))
 
 
 def test_pages_agree_and_numbers_are_ordered(site, ledger):
     assert re.fullmatch(r"0 of \d+", site.page("07-training").glued["train_stopped_before"])
     assert re.fullmatch(r"(\d+) of \1", site.page("07-training").glued["train_stopped_after"])
     found = {e["name"]: e.get("value") for e in (*ledger["results"], *ledger["timings"])}
-    assert found["small_headline_n"] >= 300
+    at = {(e["page"][5:7], e["name"]): e.get("value") for e in ledger["results"]}
+    assert at["06", 'choices["updates"][1]'] == at["07", "state.global_step"]
+    assert at["09", "len(questions)"] == at["10", 'len(splits["headline-test"])']
+    assert at["09", "len(questions)"] == found["small_headline_n"] >= 300
+    assert at["09", 'percent(macro["mean"])'] > at["09", 'percent(macro["most_common"])'] + 0.3
+    few, many = (at["15", f'megabytes.loc["activations"].iloc[{n}]:.1f'] for n in (-1, 0))
+    assert few < many
     assert found["small_after_right"] >= found["small_after_exact"]
     assert found["base_fewshot_right"] > found["base_chat_right"]
 
