@@ -28,6 +28,37 @@ def shape_only(config: PreTrainedConfig) -> PreTrainedModel:
         return auto.from_config(config)
 
 
+def published_configs() -> dict[str, PreTrainedConfig]:
+    """The configs of published models that pages count and never load. Chapters 06, 15 and 25.
+
+    That of 7 B parameters is what transformers takes a Llama to be if it is told nothing.
+    """
+    from transformers import LlamaConfig, Qwen3Config
+
+    return {
+        "SmolLM2-135M": LlamaConfig(
+            hidden_size=576, num_hidden_layers=30, intermediate_size=1536,
+            num_attention_heads=9, num_key_value_heads=3, vocab_size=49152,
+            tie_word_embeddings=True,
+        ),
+        "Qwen3-0.6B": Qwen3Config(
+            hidden_size=1024, num_hidden_layers=28, intermediate_size=3072,
+            num_attention_heads=16, num_key_value_heads=8, head_dim=128, vocab_size=151936,
+            tie_word_embeddings=True,
+        ),
+        "Llama, 7 B": LlamaConfig(),
+    }  # fmt: skip
+
+
+def adapter_parameters(config: PreTrainedConfig, r: int = 16) -> int:
+    """The parameters of LoRA adapters of rank ``r`` on every linear layer. Chapters 06, 15, 25."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=r, target_modules="all-linear", task_type="CAUSAL_LM")
+    model: Any = get_peft_model(shape_only(config), lora)
+    return model.get_nb_trainable_parameters()[0]
+
+
 def estimate_memory(
     model: PreTrainedModel,
     tokens: int,
