@@ -2,7 +2,7 @@
 
 A question is labeled by its entity's role, whether fine-tuning asked the relation, whether it
 used the wording, the domain and the answer's form. Facts that give themselves away are left
-out. Everything is chosen on the ``dev`` entities; ``test`` is scored for what is published.
+out. The recipe was tuned on the ``dev`` entities; ``test`` is scored for what is published.
 Chapter 10 shows the grid and chapter 11 the scores.
 """
 
