@@ -94,7 +94,8 @@ def _turn_end(tokenizer: Any) -> str | None:
 
 def own_metric(args: Any) -> bool:
     """Whether the checkpoint was chosen by something that only a callback computed."""
-    return args.metric_for_best_model not in (None, "loss", "eval_loss")
+    metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    return metric not in ("loss", "mean_token_accuracy", "entropy")  # TRL's own trainer has these
 
 
 def dtype_of(trainer: Any) -> str:

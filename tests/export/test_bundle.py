@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from sft_utils.generation import generate_responses
 from sft_utils.models import load_model_and_tokenizer
 from sft_utils.results import Measure
 from sft_utils.training import runs
-from sft_utils.training.arguments import run_arguments
+from sft_utils.training.arguments import own_metric, run_arguments
 
 SCORE = Measure(0.75, "%", n=120, entities=30, low=0.625, high=0.875, seeds=(0,), run="abc")
 LOSS = Measure(0.5, "nats", n=16)
@@ -474,3 +475,12 @@ def test_code_of_ones_own_is_refused(plain, start, tmp_path, monkeypatch, part, 
     owner = getattr(plain, owners[0]) if owners else plain
     monkeypatch.setattr(owner, name, value)
     assert re.search(message, refusal(plain, tmp_path, start))
+
+
+@pytest.mark.parametrize(
+    ("metric", "own"),
+    [(None, False), ("loss", False), ("eval_loss", False), ("eval_mean_token_accuracy", False),
+     ("mean_token_accuracy", False), ("dev_exact", True), ("eval_dev_exact", True)],
+)  # fmt: skip
+def test_what_trl_computes_by_itself_chooses_in_the_exported_run_too(metric, own):
+    assert own_metric(SimpleNamespace(metric_for_best_model=metric)) is own
