@@ -246,8 +246,12 @@ def _training(
     if real and fits:
         step = answering_step(model, tokenizer, profile)
         times = page_times(profile, training=seconds, updates=updates, step=step)
-        pages = ", ".join(f"{page} {duration(least)}" for page, least in times.items())
-        report.line("pages", f"{pages}, at most, beside loading; the others take seconds")
+        pages = ", ".join(f"{page} {duration(most)}" for page, most in times.items())
+        report.line(
+            "pages",
+            f"{pages}, if no answer ends before its limit; loading, and evaluation while it "
+            "trains, come on top; the other pages take seconds",
+        )
     _disk(config, model, report)
 
 

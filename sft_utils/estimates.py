@@ -32,11 +32,11 @@ class Lengths:
 
 
 def page_times(profile: Profile, *, training: float, updates: int, step: float) -> dict[str, float]:
-    """The seconds that each page takes at most which trains or answers much.
+    """The seconds of each page that trains or answers much, if no answer stops before its limit.
 
     ``training`` are those of the whole run of ``updates`` updates, and ``step`` those of one more
-    token of a batch of answers, as `answering_step` measures it. At most, since an answer may stop
-    before the limit. Loading comes on top.
+    token of a batch of answers, as `answering_step` measures it. Loading, and evaluation while a
+    model is trained, come on top.
     """
     limit = profile.generation.max_new_tokens
 

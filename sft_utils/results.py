@@ -1,8 +1,8 @@
 """Values that the prose quotes, each with what a reader needs to believe it.
 
 A page shows or glues a `Measure` where its prose has a number. It is kept in the page's outputs as
-JSON, so a page from the cache still has it. The build collects
-them in ``results.json`` and on the page of results.
+JSON, so a page from the cache still has it. The build collects them in ``results.json`` and on the
+page of results.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ RESULT_TYPE = "application/vnd.sft.result+json"
 RUN_TYPE = "application/vnd.sft.run+json"
 #: The runs that this page, whose process this is, has noted.
 _NOTED: set[tuple[str, bool]] = set()
-#: What a table shows where there is nothing.
-MISSING = "–"
 
 
 @dataclass(frozen=True)

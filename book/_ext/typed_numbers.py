@@ -39,7 +39,7 @@ UNITS = (
     r"%|‰|×|per\s?cent|percentage\spoints|points?|times|nats?|bits|"
     r"seconds?|s|ms|minutes?|min|hours?|h|days?|[kMGT]i?B|bytes|tokens?|[MB]|million|billion|"
     r"rows?|questions?|answers?|entities|facts|models?|runs?|seeds?|updates?|steps?|epochs?|"
-    r"parameters?|weights|words?|samples?|pages|cells|words|examples?|documents|relations|splits"
+    r"parameters?|weights|words?|samples?|pages|cells|examples?|documents|relations|splits"
 )
 #: What is a result: a number with a unit, a part of a whole, a decimal, a number of thousands or
 #: alone in its place.
@@ -55,8 +55,9 @@ ALLOWED = [
     re.compile(pattern)
     for pattern in (
         # The size that a published model is called by: 0.6B, 7B, "0.1 B or more", "135 million".
-        # Never M, for the models made here have millions; and no number of tokens or bytes.
-        r"(?<![\w.,])[0-9]+(?:\.[0-9]+)?\s?(?:B\b|million\b)(?!\s(?:tokens|bytes|of|per|an?)\b)",
+        # Never M or fewer millions, which the models made here have; no number of tokens or bytes.
+        r"(?<![\w.,])(?:[0-9]+(?:\.[0-9]+)?\s?B\b|[0-9]{3}\smillion\b)"
+        r"(?!\s(?:tokens|bytes|of|per|an?)\b)",
         # A name with a number in it: Qwen3-0.6B, Llama-3.1-8B, Apache-2.0.
         r"(?<![\w.])(?=[a-z]*[A-Z])[A-Za-z]{2,}[-‑]?[0-9][A-Za-z0-9]*(?:[.‑-][A-Za-z0-9]+)*",
         # A version: three parts or a v, or two parts after the name of the software; a license.

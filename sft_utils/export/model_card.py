@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..models import resolve
 from ..redaction import without_secrets
-from ..results import MISSING, Measure
+from ..results import Measure
 from ..training.arguments import dtype_of, lora_arguments, own_metric, run_arguments
 from .trl_script import code, filled, versions_of, yaml_line
+
+MISSING = "–"  # in a cell of a table where there is nothing
 
 if TYPE_CHECKING:
     from trl import SFTTrainer

@@ -53,10 +53,5 @@ def side_by_side(
     return AnswerTable(("asked", "the data's answer", *frames), tuple(rows))
 
 
-#: From which share of its answers on a model "ends nearly all of them", below which it "runs on",
-#: and from which share of repeated runs on it "repeats itself". The book's own lines to draw.
-NEARLY_ALL, HARDLY_ANY, REPEATS = 0.9, 0.1, 0.2
-
-
 def _cut(text: str, most: int = 1500) -> str:
     return text if len(text) <= most else f"{text[:most]} […]"

@@ -36,6 +36,7 @@ FOUND = """
     chapter |97| % done
     Accuracy-|97| % is high.
     A model of |1.2|M parameters, |4| million tokens.
+    A model of |1.2| million parameters, a corpus of |135| million tokens.
     It keeps |4| B a parameter.
     torch |3.11|
     It answers |9| of |10|, and |61| of them twice.
