@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .comparison import percent, with_interval
-from .metrics import find_values, normalize
+from .metrics import normalize
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,17 +24,80 @@ if TYPE_CHECKING:
     from ..profiles import Profile
 
 
+# Written without spaces, or with what belongs to the sentence attached to the word: each character
+# stands for itself. Thai to Khmer, Hangul, kana, and the ideographs of every plane.
+_NO_SPACES = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff"
+    "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+_QUOTES = str.maketrans(
+    {
+        **dict.fromkeys("\u2018\u2019\u201a\u201b", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb", '"'),
+    }
+)
+_SPELLED = ("<super>", "<sub>", "<fraction>")  # 10² is not 102
+
+
+def plain(text: str) -> str:
+    """The text in one form of Unicode, with straight quotes and single spaces; case is kept.
+
+    Letters and their accents are one character (NFC) and full-width forms ordinary ones; what is
+    not seen, such as a soft hyphen, is dropped (Unicode Standard Annex 15). A space that groups
+    digits is a comma.
+    """
+    text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3})", ",", text)
+    letters = (
+        letter
+        if unicodedata.decomposition(letter).startswith(_SPELLED)
+        else unicodedata.normalize("NFKC", letter)
+        for letter in text
+        if unicodedata.category(letter) != "Cf"
+    )
+    return " ".join(unicodedata.normalize("NFC", "".join(letters)).translate(_QUOTES).split())
+
+
 def contains(response: str, answer: str) -> bool:
-    """Whether the answer stands somewhere in the response, as whole words. Case counts."""
-    text, value = (" ".join(words.split()) for words in (response, answer))
-    return bool(find_values(text, {value}))
+    """Whether the answer stands somewhere in the response, as whole words. Case counts.
+
+    A number is whole too: 5 does not stand in 5.7, in 1,500 or in -5. In a script without spaces
+    between words, any place will do.
+    """
+    text, value = plain(response), plain(answer)
+    starts = re.finditer(f"(?={re.escape(value)})", text) if value else ()
+    return any(
+        not _goes_on(value[0], text[: match.start()][::-1])
+        and not _goes_on(value[-1], text[match.start() + len(value) :], after=True)
+        for match in starts
+    )
+
+
+def _goes_on(edge: str, rest: str, after: bool = False) -> bool:
+    """Whether the word or number that ends with ``edge`` goes on in ``rest``, read outwards."""
+    near, far = rest[:1], rest[1:2]
+    if not (near and _in_word(edge)) or _NO_SPACES.match(near):
+        return False
+    if _in_word(near):
+        return True
+    if near in "-\u2010\u2011\u2212":  # a range of numbers is two, and a minus belongs to one
+        return far.isalpha() or (edge.isdigit() and not after and not _in_word(far))
+    if near in ".,'\u066b\u066c":
+        return edge.isdigit() and far.isdigit()
+    return False
+
+
+def _in_word(letter: str) -> bool:
+    """Whether neighbors of this character belong to its word; an accent is a part of it."""
+    is_mark = unicodedata.category(letter or " ")[0] == "M"
+    return (letter.isalnum() or letter == "_" or is_mark) and not _NO_SPACES.match(letter)
 
 
 def token_f1(response: str, answer: str) -> float:
     """The words that response and answer share, from 0 to 1: harmonic mean of precision and recall.
 
     Case, punctuation and the words *a*, *an* and *the* do not count, as in SQuAD (Rajpurkar and
-    others 2016, arXiv 1606.05250, and its evaluation script).
+    others 2016, arXiv 1606.05250, and its evaluation script). In a script without spaces each
+    character is a word, as in MLQA (Lewis and others 2020, arXiv 1910.07475, and its script).
     """
     given, right = _words(response), _words(answer)
     shared = sum((given & right).values())
@@ -43,13 +107,20 @@ def token_f1(response: str, answer: str) -> float:
 
 
 def _words(text: str) -> Counter[str]:
-    plain = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return Counter(re.sub(r"\b(a|an|the)\b", " ", plain).split())
+    letters = (
+        letter
+        for letter in plain(text).casefold()
+        if letter not in string.punctuation and unicodedata.category(letter)[0] != "P"
+    )
+    words = re.sub(r"\b(a|an|the)\b", " ", "".join(letters))
+    return Counter(_NO_SPACES.sub(r" \g<0> ", words).split())
 
 
 #: By the names that ``[scoring] scorers`` of a profile uses: response, answer, stopped -> 0 to 1.
 SCORERS: dict[str, Callable[[str, str, bool], float]] = {
-    "exact": lambda response, answer, stopped: normalize(response) == normalize(answer),
+    "exact": lambda response, answer, stopped: (
+        normalize(plain(response)) == normalize(plain(answer))
+    ),
     "contains": lambda response, answer, stopped: contains(response, answer),
     "token_f1": lambda response, answer, stopped: token_f1(response, answer),
     "stops": lambda response, answer, stopped: stopped,

@@ -296,3 +296,54 @@ def test_scorers_by_name(response, answer, exact, contained, f1):
         "stops": True,
     }
     assert SCORERS["stops"](response, answer, False) is False
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "found"),
+    [
+        ("首都是北京。", "北京", True),
+        ("使用Python编程", "Python", True),
+        ("수도는 서울입니다.", "서울", True),
+        ("กรุงเทพมหานคร", "กรุงเทพ", True),
+        ("हिन्दी है", "हिन्द", False),  # the vowel is a part of the word
+        ("Cafe\u0301 noir", "Caf\u00e9", True),
+        ("a soft\u00adhyphen", "softhyphen", True),
+        ("Kenya\u2019s capital", "Kenya's", True),
+        ("Kenya's capital", "Kenya", True),
+        ("Jean-Paul", "Paul", False),
+        ("a post-transition metal", "transition metal", False),
+        ("It is 5.7 m.", "5", False),
+        ("It is 5.7 m.", "7", False),
+        ("It is 3.14.", "3.14", True),
+        ("It is 5.", "5", True),
+        ("5, 6 and 15", "5", True),
+        ("15", "5", False),
+        ("-5 degrees", "5", False),
+        ("-5 degrees", "-5", True),
+        ("from 1990-1995 on", "1990", True),
+        ("from 1990-1995 on", "1995", True),
+        ("It is 1,000 km.", "1", False),
+        ("It is 1\u202f000 km.", "1", False),
+        ("It is 1\u00a0000 km.", "1,000", True),
+        ("10\u00b2", "102", False),
+        ("\uff15メートル", "5", True),
+        ("C++ is one.", "C++", True),
+        ("anything", " ", False),
+    ],
+)
+def test_whole_words_and_numbers_of_any_script_are_found(response, answer, found):
+    assert SCORERS["contains"](response, answer, True) is found
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "f1"),
+    [
+        ("\u201cParis\u201d", "Paris", 1.0),
+        ("北京。", "北京", 1.0),
+        ("首都是北京。", "北京", 2 * (2 / 5) / (2 / 5 + 1)),  # two of five characters
+        ("Cafe\u0301!", "caf\u00e9", 1.0),
+    ],
+)
+def test_words_are_compared_in_one_form_of_unicode(response, answer, f1):
+    assert SCORERS["token_f1"](response, answer, True) == pytest.approx(f1)
+    assert SCORERS["exact"]("\u201cCafe\u0301\u201d", '"CAF\u00c9"', True)
