@@ -8,6 +8,8 @@
     data/                 the rows: train.jsonl, validation.jsonl
     start/                the model that training began from, if it was a folder
     model/                the trained model, and README.md, its card
+    adapter/              what was trained, where that was a LoRA adapter; `model` has it merged
+    Modelfile             for Ollama, where its language can repeat the chat template
 
 Explained in chapter 07.
 """
@@ -15,16 +17,18 @@ Explained in chapter 07.
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import draft_folder
-from ..models import end_token_ids
+from ..models import end_token_ids, resolve
 from ..results import Measure
 from ..training.arguments import run_arguments, tokenizer_of
 from .model_card import model_card
+from .serving import NotRepeatable, modelfile
 from .trl_script import write_run
 
 if TYPE_CHECKING:
@@ -68,10 +72,16 @@ def take_away(
     if folder.exists():
         raise FileExistsError(f"{folder} is there already. Give another folder, or remove it.")
     _check_trainer(trainer, train_rows, validation_rows)
+    model, tokenizer = trainer.model, tokenizer_of(trainer)
+    try:
+        ollama = modelfile(model, tokenizer, system=system, template_kwargs=template_kwargs)
+    except NotRepeatable as error:
+        ollama, why_not = None, str(error)
     card = model_card(
         trainer, name=name, start=start, data=data, results=results, limits=limits,
         rows=(len(train_rows), len(validation_rows or ())),
         before=before, system=system, template_kwargs=template_kwargs,
+        no_modelfile=None if ollama else why_not,
     )  # fmt: skip
     run_arguments(trainer)  # fails here if it fails
 
@@ -83,6 +93,10 @@ def take_away(
         )  # fmt: skip
         save_model(trainer, whole / "model")
         (whole / "model" / "README.md").write_text(card, encoding="utf-8")
+        if hasattr(model, "peft_config"):
+            save_adapter(model, whole / "adapter", start)
+        if ollama:
+            (whole / "Modelfile").write_text(ollama, encoding="utf-8")
         os.rename(whole, folder)
     return folder
 
@@ -107,6 +121,19 @@ def save_model(trainer: SFTTrainer, folder: Path) -> None:
     model.save_pretrained(folder)
     generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def save_adapter(model: Any, folder: Path, start: str | Path) -> None:
+    """Write a LoRA adapter by itself; ``start`` names the model that it belongs to.
+
+    A start that is a folder lies beside the adapter, as ``start``, where `take_away` copies it.
+    """
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's card, with nothing filled in
+    config = folder / "adapter_config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = "start" if Path(resolve(start)).is_dir() else str(start)
+    config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 # --- Checks ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from ..models import resolve
 from ..redaction import without_secrets
 from ..results import Measure
 from ..training.arguments import dtype_of, lora_arguments, own_metric, run_arguments
+from .serving import serving_commands
 from .trl_script import code, filled, versions_of, yaml_line
 
 MISSING = "–"  # in a cell of a table where there is nothing
@@ -31,12 +32,14 @@ def model_card(
     before: Mapping[str, Measure] | None = None,
     system: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    no_modelfile: str | None = None,
 ) -> str:
     """Return the model's ``README.md``: how to use it, data, training, scores, limits.
 
     ``rows`` counts those for training and those for validation; the other arguments are those of
-    `take_away`. No number is typed: each comes from the trainer or from a `Measure`, and the head
-    is what the Hub reads. Raises ``TypeError`` and ``ValueError`` as `take_away` does.
+    `take_away`; ``no_modelfile`` says why Ollama cannot be told the chat template. No number is
+    typed: each comes from the trainer or from a `Measure`, and the head is what the Hub reads.
+    Raises ``TypeError`` and ``ValueError`` as `take_away` does.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -92,6 +95,13 @@ def model_card(
         *_example(name, system, template_kwargs or {}),
         "```",
         "",
+        "In the folder that holds this one as `model`, each of these serves it or takes it on:",
+        "",
+        "```sh",
+        *serving_commands(name, not no_modelfile),
+        "```",
+        "",
+        *([f"There is no Modelfile for Ollama: {no_modelfile}.", ""] if no_modelfile else []),
         "## Data",
         "",
         f"`{source}`: {rows[0]:,} conversations to train on, {rows[1]:,} for validation.",

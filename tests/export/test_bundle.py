@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import torch
 import yaml
 from conftest import chat_rows, make_model, make_tokenizer, quick_config
 from huggingface_hub import ModelCard
-from peft import LoraConfig
+from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
 from trl import SFTTrainer
 from trl.scripts import sft
@@ -320,7 +321,7 @@ def test_a_name_on_the_hub_is_kept(plain, tmp_path):
     assert ModelCard.load(folder / "model" / "README.md").data.base_model == "owner/base"
 
 
-def test_the_adapter_is_named_and_merged(build, start, tmp_path, run_script):
+def test_the_adapter_is_named_and_merged(build, start, tmp_path, run_script, monkeypatch):
     adapter = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
     trainer = build(trained=True, given={"peft_config": adapter}, learning_rate=0.1, max_steps=3)
     folder = take(trainer, tmp_path / "taken", start)
@@ -339,6 +340,11 @@ def test_the_adapter_is_named_and_merged(build, start, tmp_path, run_script):
     torch.testing.assert_close(plain, expected, atol=1e-4, rtol=0)
     assert (plain - base).abs().max() > 1e-2
     assert not hasattr(model, "peft_config")
+    shutil.copytree(start, folder / "start", dirs_exist_ok=True)
+    monkeypatch.chdir(folder)  # where the adapter's own base is found
+    adapted = AutoPeftModelForCausalLM.from_pretrained("adapter")
+    torch.testing.assert_close(adapted(ids).logits, expected, atol=1e-4, rtol=0)
+    assert str(tmp_path) not in (folder / "adapter" / "adapter_config.json").read_text("utf8")
 
 
 # --- The card ----------------------------------------------------------------------------------
@@ -359,6 +365,7 @@ def test_the_card_says_what_was_measured(local):
         "\nmax_steps: 1\n",
         r"""    {"role": "system", "content": "Say \"less\"."},""",
         " thinking=False,",
+        "\nollama create my-model -f Modelfile\nhf upload owner/tiny-sft ./model ",
     ):
         assert part in text, part
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
