@@ -72,7 +72,8 @@ def take_away(
     if folder.exists():
         raise FileExistsError(f"{folder} is there already. Give another folder, or remove it.")
     _check_trainer(trainer, train_rows, validation_rows)
-    model, tokenizer = trainer.model, tokenizer_of(trainer)
+    model: Any = trainer.model
+    tokenizer = tokenizer_of(trainer)
     try:
         ollama = modelfile(model, tokenizer, system=system, template_kwargs=template_kwargs)
     except NotRepeatable as error:
