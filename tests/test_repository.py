@@ -177,7 +177,7 @@ def test_files_of_the_readers_own_fail_no_test(tmp_path):
         "tests/test_workflows.py",
         "tests/test_profiles.py::test_a_shipped_profile_asks_each_question_once_and_names_todays_arguments",
         f"{notebooks}test_every_page_that_executes_has_a_notebook_and_no_other",
-        f"{notebooks}test_the_notebook_is_that_of_the_page_without_outputs",
+        f"{notebooks}test_the_notebook_is_in_step_with_its_page_and_executed",
     ]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *looking],
