@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
 import pytest
 
-from sft_utils import load_model_and_tokenizer
+from sft_utils import generate_responses, load_model_and_tokenizer, resolve
 from sft_utils.export.serving import NotRepeatable, modelfile, template_pieces
 
 CHATML = (
@@ -87,3 +97,40 @@ def test_a_system_turn_where_there_is_none():
     assert pieces.render(asked) == "[S][U]"
     with pytest.raises(NotRepeatable, match="no system"):
         with_none.render(asked)
+
+
+@pytest.mark.weekly
+def test_transformers_serves_the_folder_as_it_is():
+    """The command of the card; the answer is the one that the pages get."""
+    asked = [{"role": "user", "content": "What is the capital of Kenya?"}]
+    model, tokenizer = load_model_and_tokenizer("atlas-sft", device="cpu")
+    [expected] = generate_responses(model, tokenizer, [asked], max_new_tokens=40)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = resolve("atlas-sft")
+    server = subprocess.Popen(
+        [Path(sys.executable).with_name("transformers"), "serve", folder, "--port", str(port),
+         "--device", "cpu"],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    body = {"model": folder, "messages": asked, "temperature": 0, "max_tokens": 40}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        while server.poll() is None:
+            try:
+                answer = json.load(urllib.request.urlopen(request))
+                break
+            except urllib.error.URLError as error:
+                assert isinstance(error.reason, ConnectionRefusedError), error
+                time.sleep(0.5)
+        assert server.poll() is None, "the server ended"
+    finally:
+        server.kill()
+        server.wait()
+    [choice] = answer["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (expected, "stop")
