@@ -38,6 +38,14 @@ def draft_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Remove what is there, if anything is: a file, a folder with all in it, or a link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def file_hash(path: Path) -> str:
     """The SHA-256 sum of a file, as 64 hex digits."""
     with path.open("rb") as file:

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import registry
+from . import gguf_models, registry
 from .chat import end_of_turn_id
 from .environment import best_device
 from .hub import ModelLoadError, fetch, hub_offline, load_error
+from .saved_models import check_folder, check_weights
+from .wording import short
 
 if TYPE_CHECKING:
     import torch
@@ -23,42 +25,49 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 
+# A name of the Hub has 96 characters at the most; what ends in .gguf was meant as a file.
+_HUB_NAME = re.compile(r"(?=.{1,96}$)(?!\.|.*\.gguf$)[\w.-]+(/[\w.-]+)?")
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
-
-_PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
 def resolve(source: str | Path) -> str:
     """Turn the name of a model into what ``from_pretrained`` understands.
 
     ``atlas-base`` and the other shipped checkpoints become the path of their folder, an existing
-    folder becomes its own path, and any other name is returned unchanged, as a name on the Hub.
+    folder becomes its own path, and any other name is returned unchanged, as a name on the Hub. A
+    GGUF file (``model.gguf``, or ``package:model.gguf`` in an installed package) is converted once
+    and becomes the path of that folder.
 
-    Raises `ModelLoadError` for a path that does not exist and for an unknown Atlas checkpoint.
+    Raises `ModelLoadError` for a path that does not exist, for an unknown Atlas checkpoint, and for
+    a GGUF file that cannot be converted.
     """
     name = str(source)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path)
-    if path.is_file():
+    path = os.path.expanduser(name)
+    if file := gguf_models.find(name):
+        return str(gguf_models.converted(file, name))
+    if os.path.isdir(path):
+        return path
+    if os.path.isfile(path):
         raise ModelLoadError(
-            f"Cannot load a model from {name!r}: it is a file. "
-            "Give the folder that holds config.json and model.safetensors."
+            f"Cannot load a model from {name!r}: it is a file. Give the folder that holds "
+            "config.json and model.safetensors, or a file that ends in .gguf."
         )
     shipped = registry.models()
     if name in shipped or re.fullmatch(r"atlas-[\w-]+", name):
         folder = shipped.get(name)
         if folder is None:
-            raise ModelLoadError(f"{name!r} is no checkpoint: the Atlas has {', '.join(shipped)}.")
+            raise ModelLoadError(
+                f"{short(name)} is no checkpoint: the Atlas has {', '.join(shipped)}."
+            )
         if not folder.is_dir():
             raise ModelLoadError(
                 f"The checkpoint {name!r} is missing from this copy of the package ({folder}). "
                 "Install the package again, or make the checkpoint anew with `make models`."
             )
         return str(folder)
-    if isinstance(source, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name[0] == ".":
+    if isinstance(source, Path) or not _HUB_NAME.fullmatch(name):
         raise ModelLoadError(
-            f"Cannot load a model from {name!r}: there is no such folder. Check the path "
+            f"Cannot load a model from {short(name)}: there is no such folder or file. Check the path "
             f"(relative paths start at {os.getcwd()}), or give a Hub name such as 'owner/model'."
         )
     return name
@@ -77,7 +86,8 @@ def load_model_and_tokenizer(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer. Explained in chapter 02.
 
-    ``source`` is a checkpoint of the Atlas (``"atlas-base"``), a local folder, or a Hub name.
+    ``source`` is a checkpoint of the Atlas (``"atlas-base"``), a local folder, a GGUF file (see
+    `resolve`), or a Hub name.
     ``device`` defaults to the GPU if there is one. ``chat_template`` is the path of a ``.jinja``
     file, or the name of one in ``sft_utils/templates``, and replaces the tokenizer's own;
     ``fallback_chat_template`` is used only if the tokenizer has none, as base models often do; so
@@ -132,7 +142,7 @@ def load_model_and_tokenizer(
 
     if commit is not None:
         model.config._commit_hash = commit  # is not saved with the config
-    _check_weights(str(source), report)
+    check_weights(str(source), report)
     check_vocabulary(str(source), model, tokenizer)
     set_template(str(source), tokenizer, chat_template, fallback_chat_template, chat_template_from)
     if tokenizer.pad_token_id is None:
@@ -251,57 +261,6 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
         )
     except Exception as error:
         raise load_error(str(source), True, True, error, options.get("revision")) from error
-
-
-def check_folder(folder: Path, revision: str | None = None) -> None:
-    """Raise if a local folder cannot be a whole, safe checkpoint."""
-    if revision is not None:
-        raise ModelLoadError(
-            f"The folder {folder} has no revision {revision!r}: only models on the Hub do. Leave "
-            "it out, or give the model's name on the Hub."
-        )
-    if not (folder / "config.json").is_file():
-        raise ModelLoadError(
-            f"The folder {folder} holds no config.json, so it is not a saved model. "
-            "Give the folder that `model.save_pretrained(folder)` wrote."
-        )
-    if not any(folder.glob("tokenizer*")):
-        raise ModelLoadError(
-            f"The folder {folder} holds a model but no tokenizer. "
-            "Save one beside it with `tokenizer.save_pretrained(folder)`."
-        )
-    if not any(folder.glob("*.safetensors")):
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
-        if pickled:
-            raise ModelLoadError(
-                f"The folder {folder} holds only pickled weights ({', '.join(pickled)}). Opening "
-                "a pickle can run any code that it contains, so they are not read. If you trust "
-                "their author, convert them once: load them with transformers and call "
-                "`model.save_pretrained(folder)`, which writes model.safetensors."
-            )
-        raise ModelLoadError(
-            f"The folder {folder} holds no weights: model.safetensors is missing. "
-            "Save or copy the model again."
-        )
-
-
-def _check_weights(source: str, report: dict[str, Any]) -> None:
-    problems = []
-    for kind, what in (
-        ("missing_keys", "are missing from the checkpoint and would have been random"),
-        ("unexpected_keys", "are in the checkpoint and have no place in the model"),
-    ):
-        names = sorted(report[kind])
-        if names:
-            problems.append(f"{len(names)} weights {what}: {', '.join(names[:4])}"[:300])
-    for name, in_file, in_model in sorted(report["mismatched_keys"]):
-        problems.append(f"{name} is {tuple(in_file)} in the file, {tuple(in_model)} in the model")
-    if problems:
-        raise ModelLoadError(
-            f"The weights of {source!r} do not match its config.json:\n  "
-            + "\n  ".join(problems[:6])
-            + "\nThe config, or a weight file, belongs to another model; save or copy both again."
-        )
 
 
 def check_vocabulary(source: str, model: Any, tokenizer: Any) -> None:

@@ -160,7 +160,7 @@ def test_absent_atlas_checkpoint(monkeypatch, tmp_path):
 def test_missing_folder(source):
     message = load_error(source)
     assert repr(source) in message
-    assert "no such folder" in message
+    assert "no such folder or file" in message
 
 
 # --- Bad folders -----------------------------------------------------------------------------
