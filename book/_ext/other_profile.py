@@ -1,9 +1,10 @@
-"""Sphinx extension: from each page to the same page as another profile made it.
+"""Sphinx extension: from each page of the book to the same page as other profiles made it.
 
-The pages of the profile ``hub`` need a network and hours, so they are built elsewhere and now and
-then. Where such a site lies in ``_build/hub``, it is published under ``hub/`` with this one, and
-each page links to its twin there, with the models, their revisions and the date. Where there is
-none, nothing is linked.
+The pages of the profile ``hub`` need a network and hours, and those of ``smollm2`` a model that is
+installed by a command of its own, so they are built elsewhere and now and then. Where such a site
+lies in ``_build/hub`` or ``_build/smollm2``, it is published under ``hub/`` or ``smollm2/`` with
+this one, and each page links to its twin there, with the models, their revisions and the date.
+Where there is none, nothing is linked.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from page_inputs import own_models
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 from sphinx.util import logging
 
 LOGGER = logging.getLogger(__name__)
-FOLDER = "hub"
+FOLDERS = ("hub", "smollm2")
 #: What chapter 01 of the other site stored: the models and the data with their revisions.
 LOADED = "setup_loaded"
 
@@ -56,7 +58,7 @@ class Twin:
         """
         if not (self.folder / f"{pagename}.html").is_file():
             return ""
-        target = html.escape(f"{root}{FOLDER}/{pagename}.html")
+        target = html.escape(f"{root}{self.folder.name}/{pagename}.html")
         return (
             f'<p class="sft-twin"><a href="{target}">The same page with other models</a> '
             f"({html.escape(self.line)})</p>"
@@ -64,30 +66,32 @@ class Twin:
 
 
 def begin(app: Sphinx) -> None:
-    """``builder-inited``: see whether there is another site."""
-    folder = Path(app.srcdir, "_build", FOLDER)
-    app.twin = Twin(folder) if folder.is_dir() else None  # type: ignore[attr-defined]
+    """``builder-inited``: see which other sites there are. The book alone links to them."""
+    folders = [Path(app.srcdir, "_build", name) for name in FOLDERS if own_models()]
+    app.twins = [Twin(folder) for folder in folders if folder.is_dir()]  # type: ignore[attr-defined]
 
 
 def add(
     app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: nodes.Node | None
 ) -> None:
-    """``html-page-context``: the link, under the title of a page."""
-    twin: Twin | None = app.twin  # type: ignore[attr-defined]
-    if twin is None or doctree is None:
+    """``html-page-context``: the links, under the title of a page."""
+    if doctree is None:
         return
     root = context["pathto"]("", 1)
     root = root if root.endswith("/") else f"{root}/"
     head, end, rest = context["body"].partition("</h1>")
-    if end and (link := twin.link(pagename, root)):
-        context["body"] = f"{head}{end}\n{link}\n{rest}"
+    twins: list[Twin] = app.twins  # type: ignore[attr-defined]
+    links = "".join(f"\n{link}" for twin in twins if (link := twin.link(pagename, root)))
+    if end and links:
+        context["body"] = f"{head}{end}{links}\n{rest}"
 
 
 def publish(app: Sphinx, error: Exception | None) -> None:
-    """``build-finished``: put the other site beside this one."""
-    twin: Twin | None = app.twin  # type: ignore[attr-defined]
-    if twin is not None and error is None:
-        target = Path(app.outdir, FOLDER)
+    """``build-finished``: put the other sites beside this one."""
+    if error is not None:
+        return
+    for twin in app.twins:  # type: ignore[attr-defined]
+        target = Path(app.outdir, twin.folder.name)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(twin.folder, target)
 

@@ -373,6 +373,12 @@ def _local_files(text: str, folders: Iterable[Path]) -> Iterator[Path]:
     """The file, or the files of the folder, that ``text`` names, if it names one."""
     if not re.search(r"\w", text) or "\n" in text:
         return
+    package, _, file = text.partition(":")
+    if package.isidentifier() and file.endswith(".gguf"):  # a model in an installed package
+        with suppress(ValueError):  # __main__ may have no spec
+            spec = importlib.util.find_spec(package)
+            places = spec.submodule_search_locations if spec else None
+            yield from (path for place in places or () if (path := Path(place, file)).is_file())
     for folder in folders:
         # A sentence can be too long for a path, or begin as if with somebody's home: "~5 km?"
         with suppress(OSError, RuntimeError, ValueError):

@@ -112,7 +112,7 @@ def pack(
         key, described, left_out = hashlib.sha256(_code()), [], []
         for part, model, tokenizer in models:
             name = getattr(profile.models, "trainee" if part == "trained" else part)
-            name = Path(name).name if Path(name).is_dir() else name
+            name = Path(name).name if Path(name).exists() else name
             try:
                 described.append(_describe(profile, part, name, model, tokenizer, draft, store))
             except ExportError as error:

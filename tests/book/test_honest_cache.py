@@ -541,6 +541,18 @@ def test_a_profile_of_the_readers_own_is_an_input_whatever_it_says(toy, tmp_path
         assert states[-1]["profile mine.toml"] != states[-2].get("profile mine.toml")
 
 
+def test_a_model_in_an_installed_package_is_an_input(toy, tmp_path, monkeypatch):
+    (tmp_path / "carrier").mkdir()
+    (tmp_path / "carrier" / "tiny.gguf").write_text("GGUF")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("SFT_PROFILE", "mine.toml")
+    (tmp_path / "mine.toml").write_text('a = "carrier:tiny.gguf"\nb = "__main__:b.gguf"\n')
+    found = page_inputs.inputs([], tmp_path / "book", toy, None)
+    assert [name for name in found if "gguf" in name] == [
+        f"{tmp_path.as_posix()}/carrier/tiny.gguf"
+    ]
+
+
 def test_installed_versions_are_inputs(toy, tmp_path, monkeypatch):
     before = page_inputs.inputs([], tmp_path, toy, None)
     assert {"python", "torch", "transformers", "trl", "datasets", "numpy", "pandas"} <= set(before)

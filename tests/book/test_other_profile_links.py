@@ -29,17 +29,21 @@ def source(tmp_path):
 @pytest.fixture
 def other(source):
     """A site of another profile, with a twin of one page."""
-    folder = source / "_build" / "hub"
+    return write_twin(source, "hub")
+
+
+def write_twin(source, profile):
+    folder = source / "_build" / profile
     (folder / "book").mkdir(parents=True)
     (folder / "book" / "03-baseline.html").write_text("<h1>The base model</h1>")
     stored = [{"name": "setup_loaded", "text": LOADED}]
-    (folder / "results.json").write_text(json.dumps({"profile": "hub", "results": stored}))
+    (folder / "results.json").write_text(json.dumps({"profile": profile, "results": stored}))
     (folder / "built.txt").write_text("2026-11-02\n")
     return folder
 
 
-def build(source):
-    return SmallBook(source).build(*SPHINX, "-E")
+def build(source, **environment):
+    return SmallBook(source).build(*SPHINX, "-E", **environment)
 
 
 def links(source, page):
@@ -63,6 +67,19 @@ def test_a_page_links_to_its_twin_with_models_revisions_and_date(source, other):
     assert target == "hub/book/03-baseline.html"
     assert (source / "_build" / "html" / target).read_text() == "<h1>The base model</h1>"
     assert links(source, "index.html") == []  # it has no twin there
+
+
+def test_a_page_links_to_each_of_its_twins(source, other):
+    write_twin(source, "smollm2")
+    assert build(source)[0] == 0
+    found = links(source, "book/03-baseline.html")
+    assert [line.a["href"] for line in found] == [
+        f"../{profile}/book/03-baseline.html" for profile in ("hub", "smollm2")
+    ]
+    assert "(profile smollm2, 2026-11-02: " in found[1].get_text()
+    assert (source / "_build" / "html" / "smollm2" / "built.txt").is_file()
+    assert build(source, SFT_PROFILE="smollm2")[0] == 0  # is a twin itself
+    assert links(source, "book/03-baseline.html") == []
 
 
 @pytest.mark.parametrize("file", ["results.json", "built.txt"])
