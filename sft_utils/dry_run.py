@@ -32,6 +32,7 @@ from .generation import ChatTemplateError, render_prompt
 from .hub import ModelLoadError, fetch, load_error
 from .models import (
     add_stop_tokens,
+    check_end_tokens,
     check_folder,
     check_vocabulary,
     end_token_ids,
@@ -158,8 +159,15 @@ def _find(profile: Profile, source: str, revision: str | None) -> Found:
     except Exception as error:
         raise load_error(source, True, True, error) from error
     check_vocabulary(source, shape, tokenizer)
-    origin = set_template(source, tokenizer, None, prompt.chat_template, prompt.chat_template_from)
+    origin = set_template(
+        source,
+        tokenizer,
+        prompt.chat_template,
+        prompt.fallback_chat_template,
+        prompt.chat_template_from,
+    )
     add_stop_tokens(source, shape, tokenizer, prompt.stop_tokens)
+    check_end_tokens(source, shape, tokenizer)
     stored = kinds.most_common(1)[0][0] if kinds else str(shape.config.dtype).removeprefix("torch.")
     if local:
         shipped = not Path(source).expanduser().is_dir()

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ..chat import (
+    ChatTemplateError,
     Messages,
     conversation_ids,
     half_character,
@@ -16,7 +17,7 @@ from ..chat import (
     markup_tokens,
     text_problems,
 )
-from ..wording import cut, names_of, short
+from ..wording import names_of, short
 from .readers import DataError
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def check_rows(
     user's; never two of the user or two of the assistant in a row; and the assistant's last. With
     ``tokenizer``, no text may be read as markup (see `text_problems`). With ``max_length`` too (in
     tokens), a rendered row must fit: trainers cut what is too long, and what they cut is the
-    answer.
+    answer. A column ``chat_template_kwargs`` has the variables of the chat
+    template, as TRL reads them.
 
     The error lists the first five bad rows, counted from 0, with turn, value and remedy.
     """
@@ -107,7 +109,9 @@ def row_problem(
     for turn, problem in enumerate(text_problems(tokenizer, texts, markup)):
         if problem:
             return f", turn {turn}: the content of the {messages[turn]['role']} {problem}"
-    return _length_problem(tokenizer, messages, max_length) if max_length is not None else None
+    if max_length is None:
+        return None
+    return _length_problem(tokenizer, messages, max_length, row.get("chat_template_kwargs"))
 
 
 def _beginning_problem(tokenizer: Any, text: str, max_length: int) -> str | None:
@@ -125,16 +129,13 @@ def _beginning_problem(tokenizer: Any, text: str, max_length: int) -> str | None
     )
 
 
-def _length_problem(tokenizer: Any, messages: Messages, max_length: int) -> str | None:
-    from jinja2 import TemplateError
-
+def _length_problem(
+    tokenizer: Any, messages: Messages, max_length: int, kwargs: Mapping[str, Any] | None
+) -> str | None:
     try:
-        length = len(conversation_ids(tokenizer, messages))
-    except TemplateError as error:
-        return (
-            f" is refused by the chat template: {cut(str(error))}. Change or drop the row, or "
-            "choose another template."
-        )
+        length = len(conversation_ids(tokenizer, messages, kwargs))
+    except ChatTemplateError as error:
+        return f": {error}"
     if length <= max_length:
         return None
     return (
