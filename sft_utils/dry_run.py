@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data.checks import check_rows
-from .data.loss_mask import loss_tokens
+from .data.loss_mask import dropped_turns, loss_mask, loss_tokens, with_markers
 from .data.readers import DataError
 from .data.rows import load_sft_dataset
 from .environment import describe_device, quiet
@@ -235,6 +235,7 @@ def _training(
         ends = [str(tokenizer.decode([token])) for token in end_token_ids(model, tokenizer)]
         report.line("stops", "an answer ends at " + ", ".join(map(repr, ends)))
         check_rows(used, tokenizer)  # a special token in a text
+        _template(profile, tokenizer, used, report)
         lengths = _lengths(model, tokenizer, config, rows, report)
         model = _with_lora(profile, model, report)
     except (*PROBLEMS, ValueError) as error:  # peft raises the last for modules that are not there
@@ -263,6 +264,21 @@ def _training(
     _disk(config, model, report)
 
 
+def _template(
+    profile: Profile, tokenizer: PreTrainedTokenizerBase, used: Dataset, report: Report
+) -> None:
+    """Say from what the loss mask is known and what the template drops; every row is tried."""
+    kwargs = profile.prompt.template_kwargs
+    with_markers(tokenizer, [{**row, "chat_template_kwargs": kwargs} for row in used])
+    report.line(
+        "mask", f"the assistant's tokens are known from {loss_mask(tokenizer, kwargs).source}"
+    )
+    for role, rows in dropped_turns(used, tokenizer, kwargs).items():
+        report.line(
+            "", f"in {rows:,} of {len(used):,} rows, the template drops text of the {role}'s turns"
+        )
+
+
 def _lengths(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -277,8 +293,8 @@ def _lengths(
     full: list[int] = []
     kept: list[int] = []
     learned, shown, stops = 0, "", False
-    for messages in rows.select(sorted(numbers))["messages"]:
-        row = loss_tokens(tokenizer, messages)
+    for asked in rows.select(sorted(numbers)):
+        row = loss_tokens(tokenizer, asked["messages"], asked.get("chat_template_kwargs"))
         full.append(len(row))
         taught = [t.id for t in row[:limit] if t.carries_loss or not config.assistant_only_loss]
         if taught:

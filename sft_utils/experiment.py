@@ -230,10 +230,9 @@ def answering_models(
     for part in ("base", "reference"):
         if getattr(profile.models, part):
             yield part, *load_part(profile, part)
-    start = load_trainee(profile)
-    trainer: Any = walkthrough_trainer(profile, start)
+    trainer: Any = walkthrough_trainer(profile)
     runs.train(trainer)
-    yield "trained", trainer.model, start[1]
+    yield "trained", trainer.model, trainer.processing_class
 
 
 def silence(trainer: SFTTrainer) -> None:

@@ -224,12 +224,13 @@ def set_template(
     Raises `ModelLoadError` for a template that cannot be read or is not written in Jinja's syntax.
     """
     origin: str | Path | None
+    _keep_default(tokenizer)
     if chat_template is not None:
         origin, text = chat_template, _read_template(chat_template)
     elif chat_template_from is not None:
         origin, text = chat_template_from, _template_of(chat_template_from)
     elif tokenizer.chat_template:
-        origin, text = None, _own_template(source, tokenizer)
+        origin, text = None, _only(source, tokenizer.chat_template)
     elif fallback is not None:
         origin, text = fallback, _read_template(fallback)
     else:
@@ -246,18 +247,25 @@ def set_template(
     return origin
 
 
-def _own_template(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The template that a tokenizer came with; of several, the one that is named default."""
+def _keep_default(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Of several templates that a tokenizer came with, keep the one that is named default."""
     template: Any = tokenizer.chat_template
     if isinstance(template, dict):
-        if "default" not in template:
-            raise ModelLoadError(
-                f"The tokenizer of {str(source)!r} has several chat templates "
-                f"({', '.join(sorted(template))}) and none that is named default. Save the one to "
-                'use as a file, and name it: chat_template = "FILE.jinja".'
-            )
-        template = template["default"]
-    return template.removeprefix("\ufeff")
+        template = template.get("default", template)
+    tokenizer.chat_template = (
+        template.removeprefix("\ufeff") if isinstance(template, str) else template
+    )
+
+
+def _only(source: str | Path, template: Any) -> str:
+    """The template that a tokenizer came with; it may be one of several without a default."""
+    if isinstance(template, str):
+        return template
+    raise ModelLoadError(
+        f"The tokenizer of {str(source)!r} has several chat templates "
+        f"({', '.join(sorted(template))}) and none that is named default. Save the one to use as a "
+        'file, and name it: chat_template = "FILE.jinja".'
+    )
 
 
 def _check_syntax(origin: str, template: str) -> None:
@@ -281,7 +289,7 @@ def _template_of(source: str | Path) -> str:
             f"The chat template is to be taken from {str(source)!r}, which has none. Name a model "
             "that was fine-tuned for chat."
         )
-    return template
+    return _only(source, template)
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -301,7 +309,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
         )
     except Exception as error:
         raise load_error(str(source), True, True, error, options.get("revision")) from error
-    set_template(str(source), tokenizer, None, None, None)
+    _keep_default(tokenizer)
     return tokenizer
 
 

@@ -36,6 +36,7 @@ def check_rows(
     dataset: Iterable[Mapping[str, Any]],
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
     """Raise `DataError` unless every row can be trained on. Explained in chapter 05.
 
@@ -44,8 +45,7 @@ def check_rows(
     user's; never two of the user or two of the assistant in a row; and the assistant's last. With
     ``tokenizer``, no text may be read as markup (see `text_problems`). With ``max_length`` too (in
     tokens), a rendered row must fit: trainers cut what is too long, and what they cut is the
-    answer. A column ``chat_template_kwargs`` has the variables of the chat
-    template, as TRL reads them.
+    answer. ``template_kwargs`` are variables of the chat template.
 
     The error lists the first five bad rows, counted from 0, with turn, value and remedy.
     """
@@ -53,7 +53,10 @@ def check_rows(
         raise ValueError("max_length is counted in tokens: give the tokenizer as well.")
     markup = markup_tokens(tokenizer) if tokenizer is not None else {}
     problems = problems_of(
-        (partial(row_problem, row, tokenizer, max_length, markup) for row in dataset),
+        (
+            partial(row_problem, row, tokenizer, max_length, markup, template_kwargs)
+            for row in dataset
+        ),
         lambda row: f"row {row}",
     )
     if problems is None:
@@ -82,7 +85,11 @@ def problems_of(
 
 
 def row_problem(
-    row: Any, tokenizer: Any, max_length: int | None, markup: Mapping[str, int] | None = None
+    row: Any,
+    tokenizer: Any,
+    max_length: int | None,
+    markup: Mapping[str, int] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> str | None:
     """The first problem of a row, or None."""
     if not isinstance(row, Mapping) or "messages" not in row:
@@ -111,7 +118,7 @@ def row_problem(
             return f", turn {turn}: the content of the {messages[turn]['role']} {problem}"
     if max_length is None:
         return None
-    return _length_problem(tokenizer, messages, max_length, row.get("chat_template_kwargs"))
+    return _length_problem(tokenizer, messages, max_length, template_kwargs)
 
 
 def _beginning_problem(tokenizer: Any, text: str, max_length: int) -> str | None:

@@ -133,7 +133,7 @@ def own_template(template: str) -> str:
     """The chat template that a template made for the rule holds; any other as it is."""
     if not template.startswith(_OPEN):
         return template
-    return template.removeprefix(_OPEN).partition(_CLOSE[:20])[0]
+    return template.removeprefix(_OPEN).partition(_CLOSE.partition("END")[0])[0]
 
 
 def with_markers(
