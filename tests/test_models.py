@@ -123,10 +123,10 @@ def test_the_mark_at_the_beginning_of_a_file_is_dropped(saved, tmp_path):
     ("content", "problem"),
     [
         (
-            "{% for m in messages %}\n{% endif %}".encode(),
+            b"{% for m in messages %}\n{% endif %}",
             "not written in Jinja's syntax, line 2: ",
         ),
-        ("{% generate %}".encode(), "line 1: Encountered unknown tag 'generate'"),
+        (b"{% generate %}", "line 1: Encountered unknown tag 'generate'"),
         ("Grüße".encode("latin-1"), "is not text in UTF-8"),
         ("{{ 1 }}".encode("utf-16"), "is not text in UTF-8"),
     ],

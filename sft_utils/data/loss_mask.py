@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -63,6 +64,8 @@ _ADD_MARKERS = (
     "put {% generation %} and {% endgeneration %} around what the assistant writes, its end token "
     "included, in a template of your own; templates/chatml.jinja in this package shows how."
 )
+
+_LATER = "turn {} is written differently once another message follows. Train on single turns."
 
 
 class LossToken(NamedTuple):
@@ -130,7 +133,7 @@ def loss_mask(
 
 
 def own_template(template: str) -> str:
-    """The chat template that a template made for the rule holds; any other as it is."""
+    """The chat template in one that was made by the rule, without its last line break."""
     if not template.startswith(_OPEN):
         return template
     return template.removeprefix(_OPEN).partition(_CLOSE.partition("END")[0])[0]
@@ -244,6 +247,8 @@ def _turns_by_rule(
         unopened = rendered(tokenizer, messages[:turn], template_kwargs=kwargs)
         text, tokens = write(messages[: turn + 1])
         ids, start = tokens["input_ids"], len(before["input_ids"])
+        if not text.startswith(os.path.commonprefix([prompt, unopened])):
+            raise _Unknown(_LATER.format(turn - 1))
         if not text.startswith(prompt):
             raise _Unknown(
                 f"turn {turn} is asked with {short(prompt[-20:])} and written in another way: "
@@ -274,10 +279,7 @@ def _turns_by_rule(
             if number == last + 1 and begins == last_char:
                 last, last_char = number, until
         if not whole.startswith(text[:last_char]):
-            raise _Unknown(
-                f"turn {turn} is written differently once another message follows. Train on single "
-                "turns."
-            )
+            raise _Unknown(_LATER.format(turn))
         for of, through in ((before, start), (all_tokens, last + 1)):
             for number in range(through):
                 if of["input_ids"][number] != ids[number]:

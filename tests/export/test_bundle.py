@@ -305,7 +305,7 @@ def test_a_template_that_was_given_markers_repeats_the_run(start, tmp_path, run_
     """And the model has its own template, not the one that was made for the training."""
     model, tokenizer = load_model_and_tokenizer(start, device="cpu", chat_template="chatml.jinja")
     template = re.sub(r"\{%- (end)?generation -%\}", "", tokenizer.chat_template)
-    tokenizer.chat_template = template.replace("<|im_start|>'", "<|im_start|>' + (style or '')")
+    tokenizer.chat_template = "{{ style }}" + template
     rows = pairs(12).add_column("chat_template_kwargs", [{"style": "It is "}] * 12)
     config = quick_config(tmp_path / "out", max_steps=2, logging_steps=1)
     given = with_markers(tokenizer, rows)
