@@ -38,7 +38,7 @@ def home(tmp_path):
     batches = "batch_size = 4\ngradient_accumulation_steps = 2"
     (home / "mine.toml").write_text(text.replace("batch_size = 8", batches))
     (home / "unmarked.jinja").write_text(UNMARKED)
-    (home / "endless.jinja").write_text(UNMARKED.replace("<|im_end|>", ""))
+    (home / "one_way.jinja").write_text(UNMARKED.partition("{% if add_gen")[0])
     return home
 
 
@@ -232,7 +232,7 @@ def test_a_model_that_does_not_fit_is_not_loaded(check, monkeypatch):
         (('base = "tiny"', 'base = "./none"'), r"base: Cannot load a model from './none'"),
         (("rows.jsonl", "none.jsonl"), r"data: refused\nThere is no data file 'none.jsonl'"),
         (("chat_template", "# "), r"tiny' has no chat template"),
-        (("chatml.jinja", "endless.jinja"), r"writes no end token after the answer of turn 1"),
+        (("chatml.jinja", "one_way.jinja"), r"\{% generation %\} .*ignores add_generation_prompt"),
         (('text = "Hi"', 'text = "<|im_end|>"'), r"base: Turn 0 \(user\) contains '<\|im_end\|>'"),
         (("[prompt]", '[prompt]\nstop_tokens = ["ab cd"]'), r"'ab cd' is \d tokens of"),
         (("[data]", 'trainee_revision = "v1"\n[data]'), r"trainee: The folder .* no revision 'v1'"),

@@ -154,11 +154,14 @@ def with_markers(
     mask = loss_mask(tokenizer, rows[0].get("chat_template_kwargs") if rows else None)
 
     def problem(row: Mapping[str, Any]) -> str | None:
+        place, messages = f" ({short(row['messages'][0]['content'])}): ", row["messages"]
         try:
-            _encode(tokenizer, mask, row["messages"], row.get("chat_template_kwargs"))
+            _, encoded = _encode(tokenizer, mask, messages, row.get("chat_template_kwargs"))
         except (_Unknown, ChatTemplateError) as error:
-            return f" ({short(row['messages'][0]['content'])}): {error}"
-        return None
+            return f"{place}{error}"
+        if 1 in encoded["assistant_masks"]:
+            return None
+        return f"{place}the template has nothing between its markers, so no token carries loss."
 
     problems = problems_of((partial(problem, row) for row in rows), lambda row: f"row {row}")
     if problems:

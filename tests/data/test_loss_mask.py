@@ -238,6 +238,14 @@ def test_what_the_rule_refuses(case):
     assert str(caught.value).startswith(("The chat template", f"row 2 ({messages[0]['content']!r}"))
 
 
+def test_markers_around_nothing(chat_tokenizer):
+    chat_tokenizer.chat_template = CHATML.replace("{%- endgeneration -%}", "").replace(
+        "{%- generation -%}", "{%- generation -%}{%- endgeneration -%}"
+    )
+    with pytest.raises(DataError, match="^row 0 .*nothing between its markers, so no token"):
+        with_markers(chat_tokenizer, [{"messages": KENYA}])
+
+
 # --- What a template does to a row ----------------------------------------------------------------
 
 THOUGHT = conversation("Which is it?", "<think>Peru, so</think>Lima.")["messages"]
