@@ -1,4 +1,4 @@
-"""Chat markup: tokens that only a template may write, texts that hold some, the end of a turn."""
+"""Chat templates: the text they make, tokens that only they may write, the end of a turn."""
 
 from __future__ import annotations
 

@@ -312,6 +312,7 @@ def test_a_template_that_was_given_markers_repeats_the_run(start, tmp_path, run_
     trainer = SFTTrainer(model, config, train_dataset=rows, processing_class=given)
     trainer.train()
     folder = take(trainer, tmp_path / "taken", start, train_rows=rows)
+    assert "was given markers" in (folder / "run.yaml").read_text("utf8")
     own = AutoTokenizer.from_pretrained(folder / "model").chat_template
     assert own == tokenizer.chat_template.rstrip("\n") != given.chat_template
     run_script(folder, "train.py")
