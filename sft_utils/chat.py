@@ -1,12 +1,13 @@
-"""Chat markup: tokens that only a template may write, texts that hold some, the end of a turn."""
+"""Chat templates: the text they make, tokens that only they may write, the end of a turn."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .wording import short
+from .wording import cut, short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,6 +16,73 @@ Messages = list[dict[str, Any]]
 
 # A word that no template and no end-of-turn text contains.
 PROBE = "Zyzzyva"
+
+LONGEST = 10_000_000  # characters that a template may write: far above any context
+
+
+class ChatTemplateError(ValueError):
+    """A conversation cannot be written as a prompt or a row. The message says what to do."""
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    *,
+    opened: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
+    chat_template: str | None = None,
+) -> str:
+    """The text of a conversation as a chat template writes it.
+
+    With ``opened`` it ends where the assistant is to answer. ``template_kwargs`` are variables of
+    the template, and ``chat_template`` is one in place of the tokenizer's own.
+
+    Raises `ChatTemplateError` if the template refuses the conversation, fails, or writes more than
+    `LONGEST` characters.
+    """
+    try:
+        with bounded():
+            text = tokenizer.apply_chat_template(
+                messages,
+                chat_template=chat_template,
+                tokenize=False,
+                add_generation_prompt=opened,
+                **(template_kwargs or {}),
+            )
+    except Exception as error:  # a template is a program, and may fail in any way
+        roles = ", ".join(str(message.get("role")) for message in messages)
+        raise ChatTemplateError(
+            f"The chat template of {tokenizer.name_or_path or 'this model'!r} refuses this "
+            f"conversation (roles: {cut(roles, 60)}): {cut(str(error)) or type(error).__name__}. "
+            "Change the conversation, or name another template."
+        ) from error
+    return str(text)
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Stop a chat template that writes without end. One that computes so is not stopped."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment as Environment
+
+    before = vars(Environment).get("concat")
+
+    def joined(parts: Iterable[str]) -> str:
+        found, size = [], 0
+        for part in parts:
+            found.append(part)
+            size += len(part)
+            if size > LONGEST:
+                raise ValueError(f"it writes more than {LONGEST:,} characters")
+        return "".join(found)
+
+    Environment.concat = staticmethod(joined)
+    try:
+        yield
+    finally:
+        if before is None:
+            del Environment.concat
+        else:
+            Environment.concat = before
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -32,10 +100,10 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
         {"role": "assistant", "content": PROBE},
     ]
     try:
-        text = tokenizer.apply_chat_template(conversation, tokenize=False)
-    except Exception:  # a template may refuse any conversation it likes
+        text = rendered(tokenizer, conversation)
+    except ChatTemplateError:  # a template may refuse any conversation it likes
         return None
-    _, _, after = str(text).rpartition(PROBE)
+    _, _, after = text.rpartition(PROBE)
     ids = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"]
     return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
 
@@ -58,8 +126,6 @@ def markup_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 def _turn_tokens(tokenizer: Any, tokens: set[str]) -> set[str]:
     """Those of ``tokens`` that stand around the turns of a rendered conversation."""
-    from jinja2 import TemplateError
-
     user, assistant = ({"role": role, "content": PROBE} for role in ("user", "assistant"))
 
     def first(text: str) -> set[str]:
@@ -68,10 +134,10 @@ def _turn_tokens(tokenizer: Any, tokens: set[str]) -> set[str]:
 
     try:
         asked, prompt, answered = (
-            str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened))
+            rendered(tokenizer, turns, opened=opened)
             for turns, opened in (([user], False), ([user], True), ([user, assistant], False))
         )
-    except TemplateError:  # a template may refuse any conversation it likes
+    except ChatTemplateError:  # a template may refuse any conversation it likes
         return set()
     opening, ending = prompt.removeprefix(asked), answered.rpartition(PROBE)[2]
     return {token for token in tokens if token in asked} | first(opening) | first(ending)
@@ -135,10 +201,7 @@ def has_generation_markers(template: str) -> bool:
 def conversation_ids(
     tokenizer: PreTrainedTokenizerBase,
     messages: Messages,
-    template_kwargs: dict[str, Any] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """The ids of a rendered conversation."""
-    encoded: Any = tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=True, **(template_kwargs or {})
-    )
-    return encoded["input_ids"]
+    """The ids of a rendered conversation. Raises `ChatTemplateError`; see `rendered`."""
+    return ids_of(tokenizer, [rendered(tokenizer, messages, template_kwargs=template_kwargs)])[0]

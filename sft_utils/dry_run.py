@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data.checks import check_rows
-from .data.loss_mask import loss_tokens
+from .data.loss_mask import dropped_turns, loss_mask, loss_tokens, with_markers
 from .data.readers import DataError
 from .data.rows import load_sft_dataset
 from .environment import describe_device, quiet
@@ -32,6 +32,7 @@ from .generation import ChatTemplateError, render_prompt
 from .hub import ModelLoadError, fetch, load_error
 from .models import (
     add_stop_tokens,
+    check_end_tokens,
     check_folder,
     check_vocabulary,
     end_token_ids,
@@ -158,8 +159,15 @@ def _find(profile: Profile, source: str, revision: str | None) -> Found:
     except Exception as error:
         raise load_error(source, True, True, error) from error
     check_vocabulary(source, shape, tokenizer)
-    origin = set_template(source, tokenizer, None, prompt.chat_template, prompt.chat_template_from)
+    origin = set_template(
+        source,
+        tokenizer,
+        prompt.chat_template,
+        prompt.fallback_chat_template,
+        prompt.chat_template_from,
+    )
     add_stop_tokens(source, shape, tokenizer, prompt.stop_tokens)
+    check_end_tokens(source, shape, tokenizer)
     stored = kinds.most_common(1)[0][0] if kinds else str(shape.config.dtype).removeprefix("torch.")
     if local:
         shipped = not Path(source).expanduser().is_dir()
@@ -227,6 +235,7 @@ def _training(
         ends = [str(tokenizer.decode([token])) for token in end_token_ids(model, tokenizer)]
         report.line("stops", "an answer ends at " + ", ".join(map(repr, ends)))
         check_rows(used, tokenizer)  # a special token in a text
+        _template(profile, tokenizer, used, report)
         lengths = _lengths(model, tokenizer, config, rows, report)
         model = _with_lora(profile, model, report)
     except (*PROBLEMS, ValueError) as error:  # peft raises the last for modules that are not there
@@ -255,6 +264,21 @@ def _training(
     _disk(config, model, report)
 
 
+def _template(
+    profile: Profile, tokenizer: PreTrainedTokenizerBase, used: Dataset, report: Report
+) -> None:
+    """Say from what the loss mask is known and what the template drops; every row is tried."""
+    kwargs = profile.prompt.template_kwargs
+    with_markers(tokenizer, [{**row, "chat_template_kwargs": kwargs} for row in used])
+    report.line(
+        "mask", f"the assistant's tokens are known from {loss_mask(tokenizer, kwargs).source}"
+    )
+    for role, rows in dropped_turns(used, tokenizer, kwargs).items():
+        report.line(
+            "", f"in {rows:,} of {len(used):,} rows, the template drops text of the {role}'s turns"
+        )
+
+
 def _lengths(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -269,8 +293,8 @@ def _lengths(
     full: list[int] = []
     kept: list[int] = []
     learned, shown, stops = 0, "", False
-    for messages in rows.select(sorted(numbers))["messages"]:
-        row = loss_tokens(tokenizer, messages)
+    for asked in rows.select(sorted(numbers)):
+        row = loss_tokens(tokenizer, asked["messages"], asked.get("chat_template_kwargs"))
         full.append(len(row))
         taught = [t.id for t in row[:limit] if t.carries_loss or not config.assistant_only_loss]
         if taught:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .data.checks import check_rows
+from .data.loss_mask import with_markers
 from .data.readers import DataError
 from .data.rows import load_sft_dataset
 from .models import load_model_and_tokenizer
@@ -53,8 +54,9 @@ def load_part(profile: Profile, part: str) -> tuple[PreTrainedModel, PreTrainedT
         )
     return load_model_and_tokenizer(
         source,
-        fallback_chat_template=profile.prompt.chat_template,
+        chat_template=profile.prompt.chat_template,
         chat_template_from=profile.prompt.chat_template_from,
+        fallback_chat_template=profile.prompt.fallback_chat_template,
         stop_tokens=profile.prompt.stop_tokens,
         revision=getattr(profile.models, f"{part}_revision", None),
     )
@@ -80,7 +82,9 @@ def load_trainee(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizer
 def load_rows(profile: Profile) -> tuple[Dataset, Dataset]:
     """The rows to train on and the validation rows, split by a fixed seed.
 
-    Rows that ask a question which the profile holds out are in neither. Raises `DataError`.
+    Rows that ask a question which the profile holds out are in neither. The profile's
+    ``template_kwargs`` stand in each row as ``chat_template_kwargs``, where TRL looks for them.
+    Raises `DataError`.
     """
     from .environment import CPU_MODE
 
@@ -106,6 +110,9 @@ def load_rows(profile: Profile) -> tuple[Dataset, Dataset]:
             f"{data.source!r} leaves {len(dataset)} rows, and two are the least: one to train on "
             "and one for validation. Add rows, or hold out fewer questions."
         )
+    kwargs = profile.prompt.template_kwargs
+    if kwargs:
+        dataset = dataset.add_column("chat_template_kwargs", [kwargs] * len(dataset))
     parts = dataset.train_test_split(test_size=VALIDATION_SHARE, seed=SEED)
     return parts["train"], parts["test"]
 
@@ -205,7 +212,7 @@ def walkthrough_trainer(
         args=make_config(profile),
         train_dataset=train_rows,
         eval_dataset=validation_rows,
-        processing_class=tokenizer,
+        processing_class=with_markers(tokenizer, train_rows, validation_rows),
         peft_config=lora_config(profile),
     )
     silence(trainer)

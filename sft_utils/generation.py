@@ -11,16 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .chat import Messages, text_problems
+from .chat import ChatTemplateError, Messages, rendered, text_problems
 from .environment import torch_random_state
 from .models import end_token_ids
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-class ChatTemplateError(ValueError):
-    """A conversation cannot be written as a prompt. The message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +69,8 @@ def render_prompt(
     for turn, problem in enumerate(text_problems(tokenizer, contents)):
         if problem:
             raise ChatTemplateError(f"Turn {turn} ({messages[turn]['role']}) {problem}")
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **(template_kwargs or {})
-        )
-    except Exception as error:
-        raise ChatTemplateError(
-            f"The chat template of {name!r} refuses this conversation "
-            f"(roles: {', '.join(m['role'] for m in messages)}): {error}"
-        ) from error
-    return str(text) + (prefill or "")
+    text = rendered(tokenizer, messages, opened=True, template_kwargs=template_kwargs)
+    return text + (prefill or "")
 
 
 def generate_responses(

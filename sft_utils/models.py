@@ -90,9 +90,10 @@ def load_model_and_tokenizer(
     ``source`` is a checkpoint of the Atlas (``"atlas-base"``), a local folder, a GGUF file (see
     `resolve`), or a Hub name.
     ``device`` defaults to the GPU if there is one. ``chat_template`` is the path of a ``.jinja``
-    file, or the name of one in ``sft_utils/templates``, and replaces the tokenizer's own;
-    ``fallback_chat_template`` is used only if the tokenizer has none, as base models often do; so
-    is ``chat_template_from``, the name or folder of a model whose template is taken. Each of
+    file, or the name of one in ``sft_utils/templates``, and replaces the tokenizer's own; so does
+    the template of ``chat_template_from``, the name or folder of another model.
+    ``fallback_chat_template`` is used only if the tokenizer has none, as base models often do. Of
+    several templates of a tokenizer, the one named ``default`` is its own. Each of
     ``stop_tokens`` joins what `end_token_ids` finds. ``revision`` is a branch, tag or commit of
     the model on the Hub.
 
@@ -146,10 +147,11 @@ def load_model_and_tokenizer(
     check_weights(str(source), report)
     check_vocabulary(str(source), model, tokenizer)
     set_template(str(source), tokenizer, chat_template, fallback_chat_template, chat_template_from)
-    if tokenizer.pad_token_id is None:
-        _choose_pad_token(str(source), model, tokenizer)
     if stop_tokens:
         add_stop_tokens(str(source), model, tokenizer, stop_tokens)
+    check_end_tokens(str(source), model, tokenizer)
+    if tokenizer.pad_token_id is None:
+        _choose_pad_token(str(source), model, tokenizer)
     return model.to(device or best_device()), tokenizer
 
 
@@ -197,7 +199,13 @@ def _torch_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 def _read_template(chat_template: str | Path) -> str:
     for path in (Path(chat_template).expanduser(), TEMPLATES / chat_template):
         if path.is_file():
-            return path.read_text(encoding="utf-8")
+            try:
+                return path.read_text(encoding="utf-8-sig")  # drops the mark of some editors
+            except UnicodeDecodeError as error:
+                raise ModelLoadError(
+                    f"The chat template {str(path)!r} is not text in UTF-8: {error}. Save it again "
+                    "in UTF-8."
+                ) from error
     shipped = ", ".join(sorted(path.name for path in TEMPLATES.glob("*.jinja")))
     raise ModelLoadError(
         f"There is no chat template {str(chat_template)!r}. "
@@ -212,19 +220,25 @@ def set_template(
     fallback: str | Path | None,
     chat_template_from: str | Path | None,
 ) -> str | Path | None:
-    """Give the tokenizer its template; return where it is from, None if it is its own."""
+    """Give the tokenizer its template; return where it is from, None if it is its own.
+
+    Raises `ModelLoadError` for a template that cannot be read or is not written in Jinja's syntax.
+    """
+    origin: str | Path | None
+    _keep_default(tokenizer)
     if chat_template is not None:
         origin, text = chat_template, _read_template(chat_template)
-    elif tokenizer.chat_template:
-        return None
-    elif fallback is not None:
-        origin, text = fallback, _read_template(fallback)
     elif chat_template_from is not None:
         origin, text = chat_template_from, _template_of(chat_template_from)
+    elif tokenizer.chat_template:
+        origin, text = None, _only(source, tokenizer.chat_template)
+    elif fallback is not None:
+        origin, text = fallback, _read_template(fallback)
     else:
         return None
+    _check_syntax(str(origin or source), text)
     tokenizer.chat_template = text
-    if end_of_turn_id(tokenizer) is None:
+    if origin is not None and end_of_turn_id(tokenizer) is None:
         warnings.warn(
             f"The chat template {str(origin)!r} does not end an assistant's turn with "
             f"a token that the tokenizer of {source!r} knows as one token, so the model "
@@ -234,15 +248,49 @@ def set_template(
     return origin
 
 
+def _keep_default(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Of several templates that a tokenizer came with, keep the one that is named default."""
+    template: Any = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default", template)
+    tokenizer.chat_template = (
+        template.removeprefix("\ufeff") if isinstance(template, str) else template
+    )
+
+
+def _only(source: str | Path, template: Any) -> str:
+    """The template that a tokenizer came with; it may be one of several without a default."""
+    if isinstance(template, str):
+        return template
+    raise ModelLoadError(
+        f"The tokenizer of {str(source)!r} has several chat templates "
+        f"({', '.join(sorted(template))}) and none that is named default. Save the one to use as a "
+        'file, and name it: chat_template = "FILE.jinja".'
+    )
+
+
+def _check_syntax(origin: str, template: str) -> None:
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        render_jinja_template([], chat_template=template)  # no conversation: it is only compiled
+    except TemplateSyntaxError as error:
+        raise ModelLoadError(
+            f"The chat template of {origin!r} is not written in Jinja's syntax, line "
+            f"{error.lineno}: {error.message}. Mend it, or name another."
+        ) from error
+
+
 def _template_of(source: str | Path) -> str:
     """The chat template of another model, of which nothing but the tokenizer is read."""
-    tokenizer = load_tokenizer(source)
-    if not tokenizer.chat_template:
+    template: Any = load_tokenizer(source).chat_template
+    if not template:
         raise ModelLoadError(
             f"The chat template is to be taken from {str(source)!r}, which has none. Name a model "
             "that was fine-tuned for chat."
         )
-    return tokenizer.get_chat_template()
+    return _only(source, template)
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -257,11 +305,13 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
     if not Path(resolved).is_dir():
         options["revision"] = fetch(resolved, revision, weights=False).name
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             resolved, local_files_only=True, trust_remote_code=False, **options
         )
     except Exception as error:
         raise load_error(str(source), True, True, error, options.get("revision")) from error
+    _keep_default(tokenizer)
+    return tokenizer
 
 
 def check_vocabulary(source: str, model: Any, tokenizer: Any) -> None:
@@ -288,6 +338,17 @@ def add_stop_tokens(source: str, model: Any, tokenizer: Any, stop_tokens: Sequen
             )
         found.update(ids)
     model.generation_config.eos_token_id = sorted(found)
+
+
+def check_end_tokens(source: str, model: Any, tokenizer: Any) -> None:
+    """Raise if nothing ends an answer: neither tokenizer, configs, template nor stop tokens."""
+    if not end_token_ids(model, tokenizer):
+        raise ModelLoadError(
+            f"The model {source!r} names no token that ends an answer, and its chat template ends "
+            "a turn with none, so it could never stop. Name one of its tokens: stop_tokens = "
+            '["</s>"] in the table [prompt] of the profile, or load_model_and_tokenizer(..., '
+            'stop_tokens=["</s>"]).'
+        )
 
 
 def _choose_pad_token(source: str, model: Any, tokenizer: Any) -> None:

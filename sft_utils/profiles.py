@@ -98,13 +98,15 @@ class Data(Table):
 class Prompt(Table):
     """How a conversation is written, and what ends an answer.
 
-    ``chat_template`` (a file) and ``chat_template_from`` (a model that has one) are for models
-    that have none. ``stop_tokens`` end an answer besides those of `sft_utils.end_token_ids`.
+    ``chat_template`` (a file) or that of ``chat_template_from`` (a model) takes the place of the
+    models' own; ``fallback_chat_template`` is for those that have none. ``stop_tokens`` end an
+    answer besides those of `sft_utils.end_token_ids`.
     """
 
     system: str | None = None
     chat_template: Annotated[Name, AfterValidator(_template)] | None = None
     chat_template_from: Name | None = None
+    fallback_chat_template: Annotated[Name, AfterValidator(_template)] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     stop_tokens: tuple[str, ...] = ()
 
@@ -197,8 +199,10 @@ class Profile(Table):
 
         _check_names(self.data.columns, COLUMNS, "data: columns")
         _check_names(self.scoring.scorers, SCORERS, "scoring: scorers")
-        if self.prompt.chat_template and self.prompt.chat_template_from:
-            raise ValueError("prompt: chat_template and chat_template_from are both set. Keep one.")
+        templates = [key for key in vars(self.prompt) if "chat_template" in key]
+        named = [key for key in templates if getattr(self.prompt, key)]
+        if len(named) > 1:
+            raise ValueError(f"prompt: {' and '.join(named)} are both set. Keep one.")
         if self.models.reference_revision and not self.models.reference:
             raise ValueError("models: reference_revision is set and reference is not. Name it.")
         for key in self.sft.arguments:

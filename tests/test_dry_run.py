@@ -38,6 +38,7 @@ def home(tmp_path):
     batches = "batch_size = 4\ngradient_accumulation_steps = 2"
     (home / "mine.toml").write_text(text.replace("batch_size = 8", batches))
     (home / "unmarked.jinja").write_text(UNMARKED)
+    (home / "one_way.jinja").write_text(UNMARKED.partition("{% if add_gen")[0])
     return home
 
 
@@ -169,6 +170,30 @@ def test_lora_is_counted(home, check):
     assert said["disk"].startswith(f"{dry_run._size(3 * 3 * 4 * trained)} for 3 checkpoints")
 
 
+def test_what_the_mask_is_known_from_and_what_the_template_drops(home, check):
+    good, said = check()
+    assert good and said["mask"] == "the assistant's tokens are known from its own markers"
+    lengths = said["lengths"], said["loss"]
+    good, said = check(("chatml.jinja", "unmarked.jinja"))
+    assert good and said["mask"] == "the assistant's tokens are known from the rule"
+    assert (said["lengths"], said["loss"]) == lengths
+    thinking = [conversation(f"{i}?", f"<think>So</think>It is {i}.") for i in range(5)]
+    plain = [conversation(f"Number {i}?", f"It is {i}.") for i in range(20)]
+    write(home / "rows.jsonl", [*thinking, *plain])
+    cut = UNMARKED.replace("m['content'] +", "m['content'].split('</think>')[-1] +")
+    (home / "unmarked.jinja").write_text(cut)
+    good, said = check()
+    assert good and said["mask"].endswith(
+        "in 5 of 25 rows, the template drops text of the assistant's turns"
+    )
+    refusing = "{% if '7' in messages[0]['content'] %}{{ raise_exception('no 7') }}{% endif %}"
+    (home / "unmarked.jinja").write_text(refusing + UNMARKED)
+    good, said = check()
+    assert not good and re.match(
+        r"row 12 \('Number 7\?'\): The .* refuses .*: no 7\. Change", said["PROBLEM"]
+    )
+
+
 def test_of_many_rows_a_sample_is_looked_at(check, monkeypatch):
     monkeypatch.setattr(dry_run, "LOOKED_AT", 5)
     good, said = check()
@@ -207,7 +232,7 @@ def test_a_model_that_does_not_fit_is_not_loaded(check, monkeypatch):
         (('base = "tiny"', 'base = "./none"'), r"base: Cannot load a model from './none'"),
         (("rows.jsonl", "none.jsonl"), r"data: refused\nThere is no data file 'none.jsonl'"),
         (("chat_template", "# "), r"tiny' has no chat template"),
-        (("chatml.jinja", "unmarked.jinja"), r"\{% generation %\}"),
+        (("chatml.jinja", "one_way.jinja"), r"\{% generation %\} .*ignores add_generation_prompt"),
         (('text = "Hi"', 'text = "<|im_end|>"'), r"base: Turn 0 \(user\) contains '<\|im_end\|>'"),
         (("[prompt]", '[prompt]\nstop_tokens = ["ab cd"]'), r"'ab cd' is \d tokens of"),
         (("[data]", 'trainee_revision = "v1"\n[data]'), r"trainee: The folder .* no revision 'v1'"),

@@ -18,7 +18,7 @@ from sft_utils.data.readers import DataError
 from sft_utils.evaluation.metrics import SCORES
 from sft_utils.evaluation.questions import ask_questions
 from sft_utils.hub import ModelLoadError
-from sft_utils.models import end_token_ids
+from sft_utils.models import TEMPLATES, end_token_ids
 from sft_utils.profiles import ProfileError, load_profile
 from sft_utils.training.fingerprints import fingerprint, weights_hash
 from sft_utils.training.runs import train
@@ -273,6 +273,16 @@ def test_what_is_held_out_is_in_no_row(tmp_path, profile_file, cut, monkeypatch)
     assert not texts & (user_texts(parts[0]) | user_texts(parts[1]))
 
 
+def test_template_kwargs_stand_in_the_rows(profile_file):
+    path = profile_file()
+    for part in experiment.load_rows(load_profile(path)):
+        assert part.column_names == ["messages"]
+    text = path.read_text().replace("[prompt]", "[prompt]\ntemplate_kwargs = { thinks = false }")
+    path.write_text(text)
+    for part in experiment.load_rows(load_profile(path)):
+        assert part["chat_template_kwargs"][:] == [{"thinks": False}] * len(part)
+
+
 def test_too_few_rows_are_refused(tmp_path, profile_file):
     write_rows(tmp_path / "rows.jsonl", rows=1)
     with pytest.raises(DataError, match=r"rows\.jsonl' leaves 1 rows, and two are the least"):
@@ -302,7 +312,15 @@ def test_the_template_of_another_model(tmp_path, folder, profile_file):
     own = make_tokenizer()
     own.chat_template = "own {{ messages[0].content }}<|im_end|>"
     own.save_pretrained(folder)
-    assert experiment.load_trainee(load_profile(path))[1].chat_template == own.chat_template
+    assert experiment.load_trainee(load_profile(path))[1].chat_template == other.chat_template
+    text = path.read_text()
+    for key, template in (
+        ("chat_template", (TEMPLATES / "chatml.jinja").read_text()),
+        ("fallback_chat_template", own.chat_template),
+    ):
+        path.write_text(text.replace('chat_template_from = "chat"', f'{key} = "chatml.jinja"'))
+        assert experiment.load_trainee(load_profile(path))[1].chat_template == template
+    path.write_text(text)
 
     make_tokenizer().save_pretrained(folder)
     (folder / "chat_template.jinja").unlink()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sft_utils import hub, models
 from sft_utils.atlas import shipped
 from sft_utils.hub import ModelLoadError
-from sft_utils.models import end_token_ids, load_model_and_tokenizer, resolve
+from sft_utils.models import end_token_ids, load_model_and_tokenizer, load_tokenizer, resolve
 
 
 def load_error(source, **options):
@@ -63,6 +63,93 @@ def test_chat_template_by_name_by_path_and_its_own(saved, tmp_path):
     for option in ("chat_template", "fallback_chat_template"):
         filled = load_model_and_tokenizer(saved, **{option: "chatml.jinja"})[1].chat_template
         assert filled == own
+
+
+OTHER = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+
+
+def _with_templates(saved, form, **templates):
+    """A checkpoint whose tokenizer has named templates, in a form that files have."""
+    config = json.loads((saved / "tokenizer_config.json").read_text())
+    (saved / "chat_template.jinja").unlink()
+    if form == "folder":
+        folder = saved / "additional_chat_templates"
+        folder.mkdir()
+        for name, text in templates.items():
+            default = name == "default"
+            file = saved / "chat_template.jinja" if default else folder / f"{name}.jinja"
+            file.write_text(text)
+        return
+    config["chat_template"] = (
+        [{"name": name, "template": text} for name, text in templates.items()]
+        if form == "list"
+        else templates
+    )
+    (saved / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("form", ["folder", "list", "dict"])
+def test_of_named_templates_default_is_used(saved, tmp_path, form):
+    shutil.copytree(saved, tmp_path / "other")
+    _with_templates(saved, form, default=OTHER, tool_use="{{ tools }}")
+    assert load_model_and_tokenizer(saved)[1].chat_template == OTHER
+    assert load_tokenizer(saved).chat_template == OTHER
+    shutil.copytree(tmp_path / "other", saved, dirs_exist_ok=True)
+    shutil.rmtree(saved / "additional_chat_templates", ignore_errors=True)
+    _with_templates(saved, form, rag=OTHER, tool_use="{{ tools }}")
+    for options in ({"source": saved}, {"source": tmp_path / "other", "chat_template_from": saved}):
+        with pytest.raises(ModelLoadError, match=r"several chat templates \(rag, tool_use\) and"):
+            load_model_and_tokenizer(**options)
+    mine = load_model_and_tokenizer(saved, chat_template="chatml.jinja")[1].chat_template
+    assert mine == (models.TEMPLATES / "chatml.jinja").read_text()
+
+
+def test_the_template_of_another_model_takes_the_place_of_its_own(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "other")
+    (tmp_path / "other" / "chat_template.jinja").write_text(OTHER)
+    other = load_model_and_tokenizer(saved, chat_template_from=tmp_path / "other")[1]
+    assert other.chat_template == OTHER
+
+
+def test_the_mark_at_the_beginning_of_a_file_is_dropped(saved, tmp_path):
+    mine = tmp_path / "mine.jinja"
+    for file in (mine, saved / "chat_template.jinja"):
+        file.write_text(OTHER, encoding="utf-8-sig")
+    for options in ({}, {"chat_template": mine}):
+        assert load_model_and_tokenizer(saved, **options)[1].chat_template == OTHER
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (
+            b"{% for m in messages %}\n{% endif %}",
+            "not written in Jinja's syntax, line 2: ",
+        ),
+        (b"{% generate %}", "line 1: Encountered unknown tag 'generate'"),
+        ("Grüße".encode("latin-1"), "is not text in UTF-8"),
+        ("{{ 1 }}".encode("utf-16"), "is not text in UTF-8"),
+    ],
+)
+def test_a_template_that_cannot_be_read(saved, tmp_path, content, problem):
+    mine = tmp_path / "mine.jinja"
+    mine.write_bytes(content)
+    with pytest.raises(ModelLoadError, match=rf"mine\.jinja' .*{problem}"):
+        load_model_and_tokenizer(saved, chat_template=mine)
+
+
+@pytest.mark.parametrize("pad", [None, "<|endoftext|>"])
+def test_a_model_without_any_end_token(saved, qwen, chat_tokenizer, pad):
+    qwen.config.eos_token_id = qwen.generation_config.eos_token_id = None
+    qwen.save_pretrained(saved)
+    chat_tokenizer.eos_token, chat_tokenizer.pad_token = None, pad
+    chat_tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    chat_tokenizer.save_pretrained(saved)
+    with pytest.raises(ModelLoadError, match="names no token that ends an answer.* stop_tokens = "):
+        load_model_and_tokenizer(saved)
+    model, tokenizer = load_model_and_tokenizer(saved, stop_tokens=["<|im_end|>"])
+    assert end_token_ids(model, tokenizer) == [2]
+    assert tokenizer.pad_token == (pad or "<|endoftext|>")
 
 
 def test_a_template_whose_end_of_turn_is_no_token_is_reported(saved, tmp_path):

@@ -260,7 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
     for seed in options.seeds:
         folder = pretrained(seed, pretrain.RECIPES[TRAINEE], options.work)
         start = load_model_and_tokenizer(
-            folder, fallback_chat_template=profile.prompt.chat_template
+            folder, fallback_chat_template=profile.prompt.fallback_chat_template
         )
         trainer = replicate_trainer(profile, 0, start)
         measure, parts = _measured(trainer, seed)

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ..chat import (
+    ChatTemplateError,
     Messages,
     conversation_ids,
     half_character,
@@ -16,7 +17,7 @@ from ..chat import (
     markup_tokens,
     text_problems,
 )
-from ..wording import cut, names_of, short
+from ..wording import names_of, short
 from .readers import DataError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def check_rows(
     dataset: Iterable[Mapping[str, Any]],
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
     """Raise `DataError` unless every row can be trained on. Explained in chapter 05.
 
@@ -43,7 +45,7 @@ def check_rows(
     user's; never two of the user or two of the assistant in a row; and the assistant's last. With
     ``tokenizer``, no text may be read as markup (see `text_problems`). With ``max_length`` too (in
     tokens), a rendered row must fit: trainers cut what is too long, and what they cut is the
-    answer.
+    answer. ``template_kwargs`` are variables of the chat template.
 
     The error lists the first five bad rows, counted from 0, with turn, value and remedy.
     """
@@ -51,7 +53,10 @@ def check_rows(
         raise ValueError("max_length is counted in tokens: give the tokenizer as well.")
     markup = markup_tokens(tokenizer) if tokenizer is not None else {}
     problems = problems_of(
-        (partial(row_problem, row, tokenizer, max_length, markup) for row in dataset),
+        (
+            partial(row_problem, row, tokenizer, max_length, markup, template_kwargs)
+            for row in dataset
+        ),
         lambda row: f"row {row}",
     )
     if problems is None:
@@ -80,7 +85,11 @@ def problems_of(
 
 
 def row_problem(
-    row: Any, tokenizer: Any, max_length: int | None, markup: Mapping[str, int] | None = None
+    row: Any,
+    tokenizer: Any,
+    max_length: int | None,
+    markup: Mapping[str, int] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> str | None:
     """The first problem of a row, or None."""
     if not isinstance(row, Mapping) or "messages" not in row:
@@ -107,7 +116,9 @@ def row_problem(
     for turn, problem in enumerate(text_problems(tokenizer, texts, markup)):
         if problem:
             return f", turn {turn}: the content of the {messages[turn]['role']} {problem}"
-    return _length_problem(tokenizer, messages, max_length) if max_length is not None else None
+    if max_length is None:
+        return None
+    return _length_problem(tokenizer, messages, max_length, template_kwargs)
 
 
 def _beginning_problem(tokenizer: Any, text: str, max_length: int) -> str | None:
@@ -125,16 +136,13 @@ def _beginning_problem(tokenizer: Any, text: str, max_length: int) -> str | None
     )
 
 
-def _length_problem(tokenizer: Any, messages: Messages, max_length: int) -> str | None:
-    from jinja2 import TemplateError
-
+def _length_problem(
+    tokenizer: Any, messages: Messages, max_length: int, kwargs: Mapping[str, Any] | None
+) -> str | None:
     try:
-        length = len(conversation_ids(tokenizer, messages))
-    except TemplateError as error:
-        return (
-            f" is refused by the chat template: {cut(str(error))}. Change or drop the row, or "
-            "choose another template."
-        )
+        length = len(conversation_ids(tokenizer, messages, kwargs))
+    except ChatTemplateError as error:
+        return f": {error}"
     if length <= max_length:
         return None
     return (

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.loss_mask import own_template
 from ..files import draft_folder
 from ..models import end_token_ids, resolve
 from ..results import Measure
@@ -121,6 +122,8 @@ def save_model(trainer: SFTTrainer, folder: Path) -> None:
     generation.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     generation.save_pretrained(folder)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = own_template(tokenizer.chat_template)  # markers were for training
     tokenizer.save_pretrained(folder)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.loss_mask import own_template
 from ..models import resolve
 from ..training.arguments import (
     dtype_of,
@@ -176,9 +177,14 @@ def write_rows(rows: Dataset, path: Path) -> None:
 
 
 def _notes(trainer: Any) -> list[str]:
+    template = tokenizer_of(trainer).chat_template
+    notes = []
+    if own_template(template) != template:
+        notes.append("chat_template.jinja was given markers of what the assistant writes, for TRL.")
     if not own_metric(trainer.args):
-        return []
+        return notes
     return [
+        *notes,
         f"The checkpoint was chosen by {trainer.args.metric_for_best_model}, which TRL alone does "
         "not compute:",
         "here the validation loss chooses. The losses are the same, the kept weights need not be.",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .figures import NO_PANEL
 
 MARK = "◆"
+PART = "⋯"
 _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 _STYLE = """
 .sft-loss{line-height:1.25;text-align:left}
@@ -35,7 +36,8 @@ class LossView:
             f'<div class="sft-view sft-loss"><style>{NO_PANEL}{_STYLE}</style>\n'
             f"<p>Each box is a token with its id below. <b>{MARK}, bold and underlined: carries "
             f"loss</b> ({count} of {len(self.tokens)} tokens). Plain, in a thin border: "
-            f"read only, no loss. ␣ is a space, ↵ a line break.</p>\n{boxes}\n</div>"
+            f"read only, no loss. ␣ is a space, ↵ a line break, {PART} a token without text of its "
+            f"own, such as a further part of the character before it.</p>\n{boxes}\n</div>"
         )
 
     def __repr__(self) -> str:
@@ -52,7 +54,7 @@ def loss_view(tokens: Iterable[tuple[str, int, bool]]) -> LossView:
 
     ``tokens`` are triples of text, token id and whether loss falls on it, in order, as
     `sft_utils.loss_tokens` returns them. Text is escaped, and white space and characters
-    that do not show are made visible.
+    that do not show are made visible. A character of several tokens stands in the first of them.
 
     Raises `ValueError` if there are no tokens.
     """
@@ -63,14 +65,19 @@ def loss_view(tokens: Iterable[tuple[str, int, bool]]) -> LossView:
 
 
 def _visible(text: str) -> str:
-    return "".join(
-        _VISIBLE.get(char) or (char if char.isprintable() else f"[U+{ord(char):04X}]")
-        for char in text
+    return (
+        PART
+        if not text
+        else "".join(
+            _VISIBLE.get(char) or (char if char.isprintable() else f"[U+{ord(char):04X}]")
+            for char in text
+        )
     )
 
 
 def _box(text: str, token: int, carries: bool) -> str:
     kind, mark = (' class="loss"', f"{MARK} ") if carries else ("", "")
     end = "<br>" if text.endswith("\n") else ""
-    shown = html.escape(_visible(text)) or "[empty]"
-    return f"<span{kind}><i>{shown}</i><small>{mark}{token}</small></span>{end}"
+    return (
+        f"<span{kind}><i>{html.escape(_visible(text))}</i><small>{mark}{token}</small></span>{end}"
+    )

@@ -140,7 +140,8 @@ def shipped(tmp_path, tokenizer, monkeypatch):
 
 def tiny(profile, folder):
     """That model and its tokenizer, as a page would load the trainee."""
-    return load_model_and_tokenizer(folder, fallback_chat_template=profile.prompt.chat_template)
+    template = profile.prompt.fallback_chat_template
+    return load_model_and_tokenizer(folder, fallback_chat_template=template)
 
 
 def few_facts(model, tokenizer):

@@ -428,7 +428,7 @@ def test_a_row_that_the_chat_template_refuses(chat_tokenizer):
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
     )
     check_rows([KENYA], chat_tokenizer, max_length=99)
-    with pytest.raises(DataError, match="row 1 is refused by the chat template: no system here"):
+    with pytest.raises(DataError, match=r"row 1: .* refuses this .*system, .*: no system here\."):
         check_rows([KENYA, KIND], chat_tokenizer, max_length=99)
 
 

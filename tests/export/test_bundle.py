@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from trl import SFTTrainer
 from trl.scripts import sft
 
+from sft_utils.data.loss_mask import with_markers
 from sft_utils.data.rows import load_sft_dataset
 from sft_utils.export import bundle
 from sft_utils.export.bundle import take_away
@@ -298,6 +299,24 @@ def test_a_template_that_writes_the_end_token_keeps_it(plain, monkeypatch):
     tokenizer = plain.processing_class
     monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template + "{{- eos_token -}}")
     assert "eos_token" not in run_arguments(plain)
+
+
+def test_a_template_that_was_given_markers_repeats_the_run(start, tmp_path, run_script):
+    """And the model has its own template, not the one that was made for the training."""
+    model, tokenizer = load_model_and_tokenizer(start, device="cpu", chat_template="chatml.jinja")
+    template = re.sub(r"\{%- (end)?generation -%\}", "", tokenizer.chat_template)
+    tokenizer.chat_template = "{{ style }}" + template
+    rows = pairs(12).add_column("chat_template_kwargs", [{"style": "It is "}] * 12)
+    config = quick_config(tmp_path / "out", max_steps=2, logging_steps=1)
+    given = with_markers(tokenizer, rows)
+    trainer = SFTTrainer(model, config, train_dataset=rows, processing_class=given)
+    trainer.train()
+    folder = take(trainer, tmp_path / "taken", start, train_rows=rows)
+    assert "was given markers" in (folder / "run.yaml").read_text("utf8")
+    own = AutoTokenizer.from_pretrained(folder / "model").chat_template
+    assert own == tokenizer.chat_template.rstrip("\n") != given.chat_template
+    run_script(folder, "train.py")
+    assert_same_losses(folder / "out-script" / "trainer_state.json", trainer)
 
 
 def test_a_folder_is_copied_and_nothing_asks_for_what_was_not_there(local):

@@ -74,7 +74,7 @@ def load_named(profile_name: str) -> dict[str, Any]:
     from sft_utils import load_profile
 
     profile = load_profile(profile_name)
-    template = {"fallback_chat_template": profile.prompt.chat_template}
+    template = {"fallback_chat_template": profile.prompt.fallback_chat_template}
     parts = ("base", "reference", "trainee")
     found = {part: load("model", getattr(profile.models, part), template) for part in parts}
     data = profile.data

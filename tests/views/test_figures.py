@@ -288,7 +288,7 @@ def test_loss_view_marks_the_tokens_that_carry_loss_and_shows_what_cannot_be_see
         for box in soup.find_all("span")
     ] == [
         (carries, f"{MARK} {token}" if carries else str(token), text)
-        for (_, token, carries), text in zip(TOKENS, [*shown, "[empty]"], strict=True)
+        for (_, token, carries), text in zip(TOKENS, [*shown, "⋯"], strict=True)
     ]
     assert raw.count("<br>") == 2, "a line break after each token that ends in one"
     assert "<script" not in raw
