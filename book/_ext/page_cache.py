@@ -17,7 +17,7 @@ from jupyter_cache.cache.db import DB_NAME, NbCacheRecord, OrmBase
 from jupyter_cache.cache.main import JupyterCacheBase
 from nbformat import NotebookNode
 from sphinx.util import logging
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -83,8 +83,12 @@ class PageCache(JupyterCacheBase):
 
     def _open(self) -> Engine:
         # By its parts: in an address of SQLite's a % or a ? in the path would be read as markup.
-        engine = create_engine(URL.create("sqlite", database=str(self.path / DB_NAME)))
+        file = self.path / DB_NAME
+        new = not file.exists()
+        engine = create_engine(URL.create("sqlite", database=str(file)))
         try:
+            if not (new or inspect(engine).has_table(NbCacheRecord.__tablename__)):
+                raise ValueError("it has no table of pages")
             OrmBase.metadata.create_all(engine)
             with engine.connect() as connection:
                 found = connection.execute(text("PRAGMA integrity_check")).scalar()
