@@ -271,7 +271,8 @@ class EvalRole(SphinxRole):
             here = sum(line < self.lineno for line in starts)
             texts = {result["data"]["text/plain"] for before, result in found if before == here}
         classes = ["pasted-text", "inline-expression"]  # a value, as one that is glued
-        return [nodes.inline("", texts.pop(), classes=classes)], []
+        shown = nodes.inline("", texts.pop(), classes=classes, support_smartquotes=False)
+        return [shown], []
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -198,7 +198,7 @@ class Notebooks:
 
 def literal(text: str) -> str:
     """A value that a cell computed, in Markdown that shows it as it is."""
-    return re.sub(r"[\\`*_{}\[\]<>|$&~]", r"\\\g<0>", text)
+    return re.sub(r"[\\`*{}\[\]<>|$&~]|\b_|_\b|(?<!\w)_(?!\w)", r"\\\g<0>", text)
 
 
 def authors(entry: Entry) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 import sqlite3
 import sys
 from pathlib import Path
@@ -186,11 +188,15 @@ kernelspec:
 # Page
 
 ```{code-cell} ipython3
+import os, tempfile
+
 n = 6 * 7
-n
+with open("scratch", "w") as file:
+    print(tempfile.mkdtemp(), file=file)
+print(f"{os.getcwd()}, {os.getcwd()}/rows\\u202e.jsonl, {os.path.expanduser('~/models')}")
 ```
 
-It is {eval}`n`.
+It is {eval}`n`, in {eval}`os.getcwd() + "/here"`.
 """
 
 
@@ -206,10 +212,13 @@ def test_a_build_in_a_folder_of_any_name_mends_its_cache(tmp_path: Path) -> None
         book.write("index.md", (root / "index.md").read_text("utf8") + "\nMore.\n")
         code, output = book.build()
         assert code == 0, output
-        assert "It is <span" in page.read_text("utf8") and ">42<" in page.read_text("utf8")
+        said = html.unescape(re.sub("<[^>]*>", "", page.read_text("utf8")))
+        assert "It is 42, in here." in said and r"., rows\u202e.jsonl, ~/models" in said
         return output
 
     assert "index.md: executing" in built()
+    scratch = Path((root / "scratch").read_text().strip())
+    assert scratch.parent.name.startswith("sft-build-") and not scratch.parent.exists()
     assert "index.md: from cache" in built()
     [file] = cache.glob("executed/*/base.ipynb")
     os.truncate(file, 100)
