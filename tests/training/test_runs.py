@@ -427,6 +427,32 @@ def test_a_full_disk_costs_the_memo_not_the_run(build, store, monkeypatch, call)
     assert same(weights(trainer), weights(plain))
 
 
+@pytest.mark.parametrize("call", ["torch.save", "sft_utils.training.checkpoints.mark_whole"])
+def test_a_disk_that_is_full_before_the_end_costs_the_checkpoints_not_the_run(
+    build, store, monkeypatch, call
+):
+    module, name = call.rsplit(".", 1)
+    save, settings = getattr(sys.modules[module], name), {"save_strategy": "steps", "save_steps": 1}
+
+    def full(state, file=None):
+        if file is None or ".partial" in str(file):
+            raise OSError(errno.ENOSPC, "No space left") if file is None else RuntimeError("pos 0")
+        save(state, file)
+
+    trainer, plain = build(**settings), build(**settings)
+    with monkeypatch.context() as patch, pytest.warns(UserWarning) as told:
+        patch.setattr(call, lambda *given: full(given[0], *given[1:2] * (name == "save")))
+        run = train(trainer, store)
+    assert [str(w.message)[:43] for w in told] == [
+        "No checkpoint could be written in " + str(store)[:9]
+    ]
+    assert entries(store) == [run.fingerprint] and trainer.args.save_steps == 1
+    train(plain, store.parent / "other")
+    assert same(weights(trainer), weights(plain))
+    out = store.parent / "out"
+    assert {path.name for path in out.glob("checkpoint-*")} >= {"checkpoint-2", "checkpoint-3"}
+
+
 def put(path, what):
     """Something that is no folder, or not the one that belongs there."""
     aside = path.parent / "aside"
