@@ -1,11 +1,33 @@
-"""Values as error messages show them: quoted, shortened, listed."""
+"""Values as messages show them, quoted, shortened, listed; and any text as pages show it."""
 
 from __future__ import annotations
 
+import re
 import reprlib
+import unicodedata
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
+
+#: Control characters, formatting (zero width, direction), half characters, and the two ends of line
+#: that are no \n.
+INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def visible(text: str) -> str:
+    """A text as pages show it: what cannot be seen, or turns the text around it, as ``\\u202e``.
+
+    Line breaks and tabs stay. Nothing is escaped for HTML.
+    """
+    return re.sub(
+        r"[^\n\t -~]",
+        lambda found: (
+            found[0].encode("unicode_escape").decode()
+            if unicodedata.category(found[0]) in INVISIBLE
+            else found[0]
+        ),
+        text,
+    )
 
 
 def short(value: Any, width: int = 60) -> str:

@@ -31,19 +31,18 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
 
-import myst_nb.core.execute.cache
+import myst_nb.core.execute
 from docutils import nodes
 from filelock import FileLock, Timeout
 from inline_expressions import annotate, attach, values
-from jupyter_cache import get_cache
-from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
 from jupyter_cache.executors.utils import ExecutionResult
-from myst_nb.core.execute import NotebookClientCache
+from myst_nb.core.execute import NotebookClientBase
 from myst_nb.core.read import create_nb_reader
 from myst_nb.ext.glue.crossref import read_glue_cache
 from myst_nb.ext.glue.utils import PendingGlueReference
 from nbformat import NotebookNode
-from page_inputs import Package, digest, inputs, own_models
+from page_cache import PageCache
+from page_inputs import Package, digest, inputs, own_models, profile_file
 from page_report import Execution, failure, table
 from page_runs import PageRun, PageRuns, room
 from profile_pages import resolve_only
@@ -94,6 +93,7 @@ class HonestCache:
         self.before: dict[str, dict] = {}
         self.executed: set[str] = set()
         self.runs = PageRuns()
+        self._cache: PageCache | None = None
 
     @property
     def pages(self) -> dict[str, dict[str, Any]]:
@@ -118,11 +118,6 @@ class HonestCache:
 
     def begin(self, app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
         """``env-before-read-docs``: begin to execute what will not be found in the cache."""
-        config = env.mystnb_config  # type: ignore[attr-defined]
-        settings = {
-            "timeout": config.execution_timeout,
-            "allow_errors": config.execution_allow_errors,
-        }
         for docname in sorted(docnames):
             notebook = self._read(docname)
             if notebook is None:
@@ -131,18 +126,16 @@ class HonestCache:
             try:
                 self.cache.match_cache_notebook(notebook)
             except KeyError:
-                self._begin(docname, notebook, found, settings)
+                self._begin(docname, notebook, found)
 
-    def outcome(self, notebook: NotebookNode, cwd: str, **settings: Any) -> ExecutionResult:
-        """Wait for the execution of the page that is read, begun before or, if need be, now.
+    def outcome(self, docname: str, notebook: NotebookNode) -> ExecutionResult:
+        """Wait for the execution of a page, begun before or, if need be, now.
 
-        Stands in for jupyter-cache's ``single_nb_execution``: the outputs go into ``notebook``.
+        The outputs go into ``notebook``.
         """
-        settings.pop("meta_override")
-        docname = self.app.env.docname
         page = self.pages[docname]
-        run = self.runs.take(self._key(notebook, settings))
-        run = run or self._begin(docname, notebook, page["inputs"], settings)
+        run = self.runs.take(self._key(notebook))
+        run = run or self._begin(docname, notebook, page["inputs"])
         while not wait([run.done], timeout=1).done:  # in between, an interrupt is heard
             pass
         notebook.cells, notebook.metadata = run.notebook.cells, run.notebook.metadata
@@ -245,10 +238,12 @@ class HonestCache:
         LOGGER.info("%s%s", "\x1b[2K" if color_terminal() else "", text)
 
     @property
-    def cache(self) -> JupyterCacheAbstract:
+    def cache(self) -> PageCache:
         """Where executed pages are kept."""
-        config = self.app.env.mystnb_config  # type: ignore[attr-defined]
-        return get_cache(config.execution_cache_path or ".jupyter_cache")
+        if self._cache is None:
+            config = self.app.env.mystnb_config  # type: ignore[attr-defined]
+            self._cache = PageCache(config.execution_cache_path)
+        return self._cache
 
     @property
     def _unfinished(self) -> Path:
@@ -276,23 +271,28 @@ class HonestCache:
         reader = create_nb_reader(path, *configs, text)
         return reader and reader.read(resolve_only(text, own_models()))
 
-    def _begin(
-        self, docname: str, notebook: NotebookNode, found: dict[str, str], settings: dict[str, Any]
-    ) -> PageRun:
+    def _begin(self, docname: str, notebook: NotebookNode, found: dict[str, str]) -> PageRun:
         """Execute a copy of the page's notebook, with the inputs ``found``, when its turn comes."""
         told = f"{self.name(docname)}: executing{self.changes(docname, found)}"
         folder = Path(self.app.env.doc2path(docname)).parent
-        run = PageRun(deepcopy(notebook), folder, settings, lambda: self.say(told))
-        self.runs.begin(self._key(notebook, settings), run, room() if own_models() else 1)
+        config = self.app.env.mystnb_config  # type: ignore[attr-defined]
+        settings = {
+            "timeout": config.execution_timeout,
+            "allow_errors": config.execution_allow_errors,
+        }
+        own = profile_file(folder, Package(self.app.config.honest_cache_package))
+        places = {Path.home(): "~", Path(self.app.srcdir): ""} | ({own.parent: ""} if own else {})
+        places = {place: name for place, name in places.items() if place != Path(place.anchor)}
+        run = PageRun(deepcopy(notebook), folder, settings, lambda: self.say(told), places)
+        self.runs.begin(self._key(notebook), run, room() if own_models() else 1)
         return run
 
-    def _key(self, notebook: NotebookNode, settings: dict[str, Any]) -> str:
+    def _key(self, notebook: NotebookNode) -> str:
         """What an execution rests on: cells and digest, as jupyter-cache hashes them."""
-        hashed = self.cache.create_hashed_notebook(notebook)[1]
-        return json.dumps([hashed, settings], sort_keys=True)
+        return self.cache.create_hashed_notebook(notebook)[1]
 
 
-class PageClient(NotebookClientCache):
+class PageClient(NotebookClientBase):
     """Myst-nb's client for one page, with the page's digest in its key and a report around it."""
 
     book: ClassVar[HonestCache]
@@ -304,16 +304,20 @@ class PageClient(NotebookClientCache):
         page, name = self.book.pages.setdefault(docname, {}), self.book.name(docname)
         page["inputs"] = self.book.mark(docname, notebook)
         try:
-            data = self.book.cache.match_cache_notebook(notebook).data
+            record = self.book.cache.match_cache_notebook(notebook)
         except KeyError:
             self._execute(docname, name, page)
         else:
-            super().start_client()
-            # `notebook` is what myst-nb will write for download: give it the outputs too.
-            notebook.cells, notebook.metadata = self.notebook.cells, self.notebook.metadata
-            page.update(seconds=data["execution_seconds"], peak_mb=data.get("peak_mb"))
-            attach(notebook, data.get("expressions", []))
+            _, kept = self.book.cache.merge_match_into_notebook(notebook)
+            # `notebook` is what myst-nb will write for download, too.
+            notebook.cells, notebook.metadata = kept.cells, kept.metadata
+            page.update(seconds=record.data["execution_seconds"], peak_mb=record.data["peak_mb"])
+            attach(notebook, record.data["expressions"])
             self.book.say(f"{name}: from cache")
+        self.exec_metadata = {
+            "mtime": time.time(), "runtime": page["seconds"], "succeeded": True, "error": None,
+            "method": self.nb_config.execution_mode, "traceback": None,
+        }  # fmt: skip
         # Now, since myst-nb takes what is not shown out of the notebook that it writes.
         page["results"] = list(entries(notebook, name))
         page["expressions"] = values(notebook)
@@ -323,27 +327,22 @@ class PageClient(NotebookClientCache):
     def _execute(self, docname: str, name: str, page: dict[str, Any]) -> None:
         """Execute the page, tell how it went, and keep the result if it can be trusted."""
         self.book.executed.add(docname)
-        page["peak_mb"] = None
-        cache, start = self.book.cache, time.monotonic()
+        start = time.monotonic()
         try:
-            super().start_client()
+            result = self.book.outcome(docname, self.notebook)
+            if result.err is not None:
+                raise result.err
         except Exception as error:
-            page["seconds"] = time.monotonic() - start
-            raise _page_error(name, self.notebook, error.__cause__ or error) from None
-        result = self.exec_metadata
-        assert result and result["runtime"] is not None
-        page["seconds"] = result["runtime"]
+            page.update(seconds=time.monotonic() - start, peak_mb=None)
+            raise _page_error(name, self.notebook, error) from None
+        page["seconds"] = result.time
         peak = f", {page['peak_mb']:.0f} MB" if page["peak_mb"] else ""
-        self.book.say(f"{name}: {result['runtime']:.1f} s{peak}")
-        if not result["succeeded"]:  # possible only without `raise_on_error`
-            page["inputs"] = {}
-        elif self.book.inputs(docname, self.notebook) == page["inputs"]:
+        self.book.say(f"{name}: {result.time:.1f} s{peak}")
+        if self.book.inputs(docname, self.notebook) == page["inputs"]:
             data = {"execution_seconds": page["seconds"], "peak_mb": page["peak_mb"],
                     "expressions": values(self.notebook)}  # fmt: skip
-            bundle = CacheBundleIn(self.notebook, str(self.path), data=data)
-            cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+            self.book.cache.keep(str(self.path), self.notebook, data)
         else:
-            cache.remove_cache(cache.match_cache_notebook(self.notebook).pk)
             page["inputs"] = {}
             self.book.say(f"{name}: what it depends on was edited meanwhile; not kept in the cache")
 
@@ -383,8 +382,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("honest_cache_package", "sft_utils", "env", [str])
     book = HonestCache(app)
     PageClient.book = book
-    myst_nb.core.execute.NotebookClientCache = PageClient
-    myst_nb.core.execute.cache.single_nb_execution = book.outcome  # type: ignore[attr-defined]
+    myst_nb.core.execute.NotebookClientCache = PageClient  # type: ignore[misc,assignment]
     app.connect("env-get-outdated", book.outdated)
     app.connect("env-before-read-docs", book.begin)
     app.connect("env-purge-doc", book.purge)

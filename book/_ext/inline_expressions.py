@@ -36,6 +36,8 @@ from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 from sphinx.util.docutils import SphinxRole
 
+from sft_utils.wording import cut, visible
+
 #: Directives whose content is no prose.
 LITERAL = {
     "code", "code-block", "code-cell", "sourcecode", "literalinclude", "parsed-literal", "math",
@@ -45,10 +47,14 @@ DIRECTIVE = re.compile(r"\{([\w:+-]+)\}\s*(.*)", re.DOTALL)
 OPTIONS = re.compile(r"\A(?:---\n.*?\n---\n|(?:\s*:[\w-]+:[^\n]*\n)+)", re.DOTALL)
 #: What the kernel is asked: the text of a value, and of a measure what is known of it as well.
 ASKED = (
-    '(lambda v, b, j: j.dumps({{"text": b.format(v, {spec!r}), '
+    '(lambda v, b, j: j.dumps({{"text": b.format(v, {spec!r}), "none": v is None, '
     '"measure": b.getattr(v, "as_dict", b.dict)()}}))'
     '(({expression}), __import__("builtins"), __import__("json"))'
 )
+
+
+#: Characters of a value in the prose. More are no part of a sentence.
+MOST = 500
 
 
 class ExpressionError(SphinxError):
@@ -102,6 +108,11 @@ def split(text: str) -> tuple[str, str]:
             continue
         return text[:place], text[place + 1 :]
     raise SyntaxError(f"{text!r} is no expression.")
+
+
+def in_a_line(text: str) -> str:
+    """A value as a sentence can hold it: without line breaks, all to be seen, and not too long."""
+    return cut(visible(re.sub(r"\s*[\n\r]\s*", " ", text)), MOST)
 
 
 def prose(notebook: nbformat.NotebookNode) -> Iterator[tuple[int, nbformat.NotebookNode]]:
@@ -207,7 +218,9 @@ class EvaluatingClient(NotebookClient):
             if answer["status"] != "ok":
                 raise self._failed(cell_index, text, answer["ename"], answer["evalue"])
             told = json.loads(ast.literal_eval(answer["data"]["text/plain"]))
-            data = {"text/plain": told["text"]}
+            if told["none"]:
+                raise self._failed(cell_index, text, "ValueError", "its value is None.")
+            data = {"text/plain": in_a_line(told["text"])}
             results.append(
                 {"status": "ok", "data": data, "metadata": {"measure": told["measure"] or None}}
             )
@@ -258,7 +271,8 @@ class EvalRole(SphinxRole):
             here = sum(line < self.lineno for line in starts)
             texts = {result["data"]["text/plain"] for before, result in found if before == here}
         classes = ["pasted-text", "inline-expression"]  # a value, as one that is glued
-        return [nodes.inline("", texts.pop(), classes=classes)], []
+        shown = nodes.inline("", texts.pop(), classes=classes, support_smartquotes=False)
+        return [shown], []
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -175,9 +175,9 @@ class Notebooks:
             page, _, key = text.rpartition("::")
             key, _, form = key.partition(":")
             page = posixpath.join(posixpath.dirname(docname), page.removesuffix(".md"))
-            return executed.glued(page if "::" in text else docname, key, form or "s")
+            return literal(executed.glued(page if "::" in text else docname, key, form or "s"))
         if name == "eval":
-            return executed.values[before, text]
+            return literal(executed.values[before, text])
         if name == "term":  # "shown <entry>", or the entry itself
             return re.sub(r"\s*<[^>]*>$", "", text)
         if name == "cite":
@@ -194,6 +194,11 @@ class Notebooks:
         """A link to a page: to the published one, since Colab follows no link to a neighbor."""
         target = posixpath.normpath(posixpath.join(posixpath.dirname(docname), match["target"]))
         return f"[{match['text']}]({self.site}{target}.html{match['anchor'] or ''})"
+
+
+def literal(text: str) -> str:
+    """A value that a cell computed, in Markdown that shows it as it is."""
+    return re.sub(r"[\\`*{}\[\]<>|$&~]|\b_|_\b|(?<!\w)_(?!\w)", r"\\\g<0>", text)
 
 
 def authors(entry: Entry) -> str:

@@ -51,10 +51,11 @@ def first_sentences(doctree: nodes.document, length: int = LENGTH) -> str:
             break
     if len(text) <= length:
         return text
-    ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)", text[:length])]
+    ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)|[。！？]", text[:length])]  # noqa: RUF001
     if ends and ends[-1] > length / 3:
         return text[: ends[-1]]
-    return text[: text.rindex(" ", 0, length - 1)].rstrip(",;:") + "…"
+    space = text.rfind(" ", 0, length - 1)  # an address, or a script without spaces, has none
+    return text[: space if space > length / 3 else length - 1].rstrip(",;:") + "…"
 
 
 def _plain(node: nodes.Node) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import threading
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import psutil
@@ -26,6 +28,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
 from page_report import PeakMemory
+
+from sft_utils.wording import visible
 
 #: What a kernel may take, by the tests of the book, and some to spare: pages are not executed at
 #: the same time where memory would be short.
@@ -61,6 +65,8 @@ class PageRun:
     folder: Path
     settings: dict[str, Any]
     started: Callable[[], object]
+    places: dict[Path, str] = field(default_factory=dict)
+    scratch: str | None = None
     done: Future[ExecutionResult] = field(default_factory=Future)
     peak_mb: float | None = None
     client: NotebookClient | None = None
@@ -91,10 +97,43 @@ class PageRun:
         timer, error, told = Timer(), None, None
         with timer:
             try:
-                self.client.execute()
+                self.client.execute(env={**os.environ, "TMPDIR": self.scratch or gettempdir()})
             except (CellExecutionError, CellTimeoutError) as failed:
                 error, told = failed, traceback.format_exc()
+        show(self.notebook, self.places)
         return ExecutionResult(self.notebook, str(self.folder), timer.last_split, error, told)
+
+
+def show(notebook: NotebookNode, places: dict[Path, str]) -> None:
+    """Make the outputs and values of an executed page fit to be shown, however a cell wrote them.
+
+    What cannot be seen is shown by its code (see `visible`), and a path that begins with one of the
+    ``places`` of this machine by what stands for it: "~", or nothing.
+    """
+
+    def shown(text: str) -> str:
+        for place in sorted(places, key=lambda place: -len(str(place))):
+            name = places[place]
+            text = re.sub(
+                rf"(?<![\w./\\-]){re.escape(str(place))}(?:([/\\])|(?![\w.-]))",
+                lambda found, name=name: (
+                    name + (found[1] or "") if name else "" if found[1] else "."
+                ),
+                text,
+            )
+        return visible(text)
+
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if output.output_type == "stream":
+                output.text = shown(output.text)
+        results = [
+            entry["result"] for entry in cell.get("metadata", {}).get("user_expressions", ())
+        ]
+        for output in (*cell.get("outputs", ()), *results):
+            for kind, value in output.get("data", {}).items():
+                if isinstance(value, str) and not kind.endswith(("png", "jpeg", "pdf")):
+                    output["data"][kind] = shown(value)
 
 
 class PageRuns:
@@ -106,10 +145,13 @@ class PageRuns:
         self._under_way: list[PageRun] = []
         self._workers: list[threading.Thread] = []
         self._stopped = False
+        # A kernel that is killed, as one that takes its time to end, removes no temporary files.
+        self._scratch = TemporaryDirectory(prefix="sft-build-", ignore_cleanup_errors=True)
 
     def begin(self, key: str, run: PageRun, at_once: int = 1) -> None:
         """Execute a page as soon as fewer than ``at_once`` are under way."""
         self._begun[key] = run
+        run.scratch = self._scratch.name
         self._waiting.put(run)
         if len(self._workers) < at_once:
             # A daemon does not keep a build from ending that was interrupted.
@@ -129,6 +171,7 @@ class PageRuns:
                     psutil.Process(run.kernel).kill()
         for worker in self._workers:
             worker.join(timeout=5)
+        self._scratch.cleanup()
 
     def _work(self) -> None:
         while not self._stopped:

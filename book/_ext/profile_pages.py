@@ -10,6 +10,7 @@ read: no expression in it is computed, and no value in it is looked for.
 from __future__ import annotations
 
 import atexit
+import hashlib
 import posixpath
 import re
 import tomllib
@@ -53,9 +54,8 @@ class ProfilePages:
     def __init__(self, app: Sphinx) -> None:
         self.app = app
         self.left_out: set[str] = set()
-        name = Path(profile_name()).stem
         outdir = Path(app.outdir)
-        self.folder = outdir.parent / "profiles" / name
+        self.folder = own_folder(outdir.parent / "profiles", profile_file(Path.cwd()))
         path = type(app.outdir)
         app.outdir = path(self.folder / outdir.name)
         app.doctreedir = path(self.folder / Path(app.doctreedir).name)
@@ -115,6 +115,27 @@ class ProfilePages:
             index = Path(app.outdir, "index.html")
             told = f"The pages of the profile {Path(profile_name()).stem} are here: {index}"
             atexit.register(print, told, flush=True)
+
+
+def own_folder(parent: Path, profile: Path | None) -> Path:
+    """The folder of a profile's pages, after its file; of another file of that name, another one.
+
+    Each folder has a file ``profile`` that names the file whose pages it holds. Where that is no
+    longer there, as in a book that was moved, its folder is free.
+    """
+    stem = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", Path(profile_name()).stem)[:60]
+    folder = parent / (stem.strip(". ") or "profile")
+    if profile is None:  # the first page says so
+        return folder
+    path = str(profile.resolve())
+    note = folder / "profile"
+    other = note.read_text("utf-8", "surrogateescape") if note.is_file() else path
+    if other != path and Path(other).is_file():
+        digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        folder = parent / f"{folder.name}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "profile").write_text(path, "utf-8", "surrogateescape")
+    return folder
 
 
 def names_a_reference() -> bool:

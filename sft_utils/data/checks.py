@@ -17,16 +17,13 @@ from ..chat import (
     markup_tokens,
     text_problems,
 )
-from ..wording import names_of, short
+from ..wording import INVISIBLE, names_of, short
 from .readers import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROLES = ("system", "user", "assistant", "tool")
-
-# Control characters, formatting (zero width, direction), and the two ends of line that are no \n.
-INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 # What a turn may hold besides its content, and what would be lost with it.
 _MORE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "thinking")

@@ -203,12 +203,13 @@ def ask_held_out(
 def held_out_measure(frame: pd.DataFrame, name: str) -> Measure:
     """The mean of one of `MEASURES` for the prose, with its interval clustered by row.
 
-    Perplexity is the exponential of the mean loss a token, and so are the ends of its interval.
-    There is no interval where all answers are of one row.
+    No interval goes on where no value can be: below 0, and of shares above 1. Perplexity is the
+    exponential of the mean loss a token, and so are the ends of its interval. There is no interval
+    where all answers are of one row.
     """
     kept = frame.dropna(subset=["end_loss"]) if name == "end_loss" else frame
     values = kept["loss" if name == "perplexity" else name].astype(float)
-    low, high = _interval(values.tolist(), kept["row"].tolist(), shares=name == "stops")
+    low, high = _interval(values.tolist(), kept["row"].tolist(), name, least=0.0, most=_most(name))
     return _measure(
         name, float(values.mean()), low, high, unit=MEASURES[name].unit, rows=kept["row"], of=frame
     )
@@ -236,7 +237,7 @@ def held_out_change(before: pd.DataFrame, after: pd.DataFrame, name: str) -> Mea
     if name == "stops":
         low, high = _paired_shares(old.tolist(), new.tolist(), rows)
     else:
-        low, high = _interval((new - old).tolist(), rows)
+        low, high = _interval((new - old).tolist(), rows, least=-_most(name), most=_most(name))
     unit = {"%": "points", "": "times"}.get(MEASURES[name].unit, MEASURES[name].unit)
     return _measure(
         name, float((new - old).mean()), low, high, unit=unit, rows=before["row"][known], of=after
@@ -301,14 +302,24 @@ def _context(model: Any) -> float:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
+def _most(name: str) -> float:
+    """The most that a measure can be."""
+    return 1.0 if MEASURES[name].unit == "%" else math.inf
+
+
 def _interval(
-    values: list[float], rows: list[str], shares: bool = False
+    values: list[float], rows: list[str], name: str = "", *, least: float, most: float
 ) -> tuple[float | None, float | None]:
+    """An interval of a mean of what lies between ``least`` and ``most``.
+
+    What a t interval has beyond them it could never hold the mean with, so it is left out.
+    """
     from .statistics import mean_interval, proportion_interval
 
     if len(set(rows)) < 2:
         return None, None
-    return (proportion_interval if shares else mean_interval)(values, rows)
+    low, high = (proportion_interval if name == "stops" else mean_interval)(values, rows)
+    return max(low, least), min(high, most)
 
 
 def _measure(

@@ -13,10 +13,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from ..files import file_hash
@@ -80,12 +82,17 @@ class WholeCheckpoints(TrainerCallback):
     TRL's counts of tokens, the ``records`` of callbacks, the state from which the epoch drew its
     order, and the seconds so far. Kept are the newest checkpoint and the best.
 
+    Where one process cannot write a checkpoint, as on a full disk, its run goes on with the
+    arguments ``own``: what is still saved goes there, and cannot be resumed from.
+
     Of several processes each keeps its own part, and the first one marks it; they need one file
     system. Raises ``ValueError`` where the arguments would leave out the optimizer, or remove
     checkpoints themselves. Explained in chapter 25.
     """
 
-    def __init__(self, trainer: Trainer, resumed: Path | None = None) -> None:
+    def __init__(
+        self, trainer: Trainer, resumed: Path | None = None, own: dict[str, Any] | None = None
+    ) -> None:
         args = trainer.args
         if args.save_only_model or args.save_total_limit is not None:
             raise ValueError(
@@ -94,7 +101,7 @@ class WholeCheckpoints(TrainerCallback):
                 "moment. Set them to False and None."
             )
         self.trainer: Any = trainer
-        self.resumed = resumed
+        self.resumed, self.own, self.lost = resumed, own, False
         self.progress = f"progress_{args.process_index}.json"
         self.before = 0.0
         self.start = time.perf_counter()
@@ -126,10 +133,36 @@ class WholeCheckpoints(TrainerCallback):
             self.trainer._load_rng_state(str(self.resumed if between else self.resumed / EPOCH))
             self.resumed = None
         folder = Path(args.output_dir, EPOCH)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.trainer._save_rng_state(str(folder))
+
+        def save() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.trainer._save_rng_state(str(folder))
+
+        self.written(save)
+
+    def written(self, save: Callable[[], None]) -> bool:
+        """Whether a part of a checkpoint was written. After the first that was not, none is."""
+        if self.lost:
+            return False
+        try:
+            save()
+        except (OSError, RuntimeError, SafetensorError) as error:  # the libraries' own for a disk
+            if self.own is None or self.trainer.args.world_size > 1:
+                raise
+            folder = self.trainer.args.output_dir
+            warnings.warn(
+                f"No checkpoint could be written in {folder}: {error}. The run goes on, and if it "
+                "is stopped, it begins anew. Make room on that disk.",
+                stacklevel=2,
+            )
+            vars(self.trainer.args).update(self.own)
+            self.lost = True
+        return not self.lost
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self.written(lambda: self._seal(args, state))
+
+    def _seal(self, args: Any, state: Any) -> None:
         folder = Path(args.output_dir)
         checkpoint = folder / f"checkpoint-{state.global_step}"
         progress = {
@@ -185,13 +218,22 @@ def train_resumably(trainer: Trainer, folder: Path | None) -> float:
         "eval_on_start": trainer.args.eval_on_start and last is None,
         "restore_callback_states_from_checkpoint": True,
     }
+    own = {name: getattr(trainer.args, name) for name in changes if name != "eval_on_start"}
     with _changed(trainer.args, changes):
-        keeper = WholeCheckpoints(trainer, last)
+        keeper = WholeCheckpoints(trainer, last, own)
+        save: Any = trainer._save_checkpoint
+
+        def save_here_or_there(*given: Any) -> None:
+            if not keeper.written(lambda: save(*given)):
+                save(*given)
+
+        trainer._save_checkpoint = save_here_or_there  # type: ignore[method-assign]
         trainer.add_callback(keeper)
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         finally:
             trainer.remove_callback(keeper)
+            trainer._save_checkpoint = save  # type: ignore[method-assign]
             if not _checkpoints(folder):  # it failed before the first
                 shutil.rmtree(folder, ignore_errors=True)
     return keeper.seconds

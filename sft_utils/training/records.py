@@ -125,15 +125,23 @@ def _read(name: str, recipe: Mapping[str, str], folder: Path | None) -> Recorded
     path = (folder or FOLDER) / f"{name}.json"
     if not path.is_file():
         raise RecordError(f"There is no record {path.name}: `make runs` writes it.")
-    kept = json.loads(path.read_text("utf8"))
-    about, then = kept["about"], kept["recipe"]
+    try:
+        kept = json.loads(path.read_text("utf8"))
+        about, then = dict(kept["about"]), dict(kept["recipe"])
+        results = {key: _unpacked(value, about) for key, value in kept["results"].items()}
+        date = about["date"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(
+            f"The record {path.name} is damaged ({type(error).__name__}: {error}). "
+            f"`git restore {path.name}` in {path.parent.name} brings it back, and `make runs` "
+            "makes it again."
+        ) from error
     changed = [part for part in {**then, **recipe} if then.get(part) != recipe.get(part)]
     if changed:
         raise RecordError(
-            f"The record {path.name} is of {about['date']}, and changed since: "
-            f"{', '.join(changed)}. `make runs` makes it again."
+            f"The record {path.name} is of {date}, and changed since: {', '.join(changed)}. "
+            "`make runs` makes it again."
         )
-    results = {key: _unpacked(value, about) for key, value in kept["results"].items()}
     return Recorded(name, False, results, about)
 
 

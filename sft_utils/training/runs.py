@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import draft_folder, file_hash, write_whole
+from ..files import draft_folder, file_hash, remove, write_whole
 from ..results import note_run
 from .fingerprints import digest, fingerprint, recorders_of, weights_hash
 
@@ -61,7 +60,8 @@ def train(trainer: Trainer, store: str | Path | None = None) -> Run:
 
     ``store`` defaults to the environment variable ``SFT_RUNS``, then to ``.runs`` at the root of
     the book, then to the user's cache. An entry is kept whole or not at all, and a damaged one is
-    thrown away and computed again. Explained in chapter 07.
+    thrown away and computed again, with a warning. So is what is no folder, such as a link. A store
+    that cannot be written costs a warning, not the run. Explained in chapter 07.
     """
     if trainer.args.world_size > 1:
         raise RuntimeError("runs.train keeps runs of one process; call trainer.train() instead.")
@@ -74,7 +74,7 @@ def train(trainer: Trainer, store: str | Path | None = None) -> Run:
         if run is None:
             run = _compute(trainer, entry, key, partial if writable else None)
         if run.path is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+            _discard(partial)
     model.eval()
     model.zero_grad()
     _TRAINED[weights_hash(model)] = {"run": key, "seeds": (trainer.args.seed,)}
@@ -83,8 +83,10 @@ def train(trainer: Trainer, store: str | Path | None = None) -> Run:
 
 
 def _compute(trainer: Trainer, entry: Path, key: str, partial: Path | None) -> Run:
-    from .checkpoints import train_resumably
+    from .checkpoints import last_whole_checkpoint, train_resumably
 
+    if partial and (partial.is_symlink() or not last_whole_checkpoint(partial)):
+        _discard(partial)  # nothing to go on from, and in the way of new checkpoints
     with _own_random_state(trainer.args.seed):
         seconds = train_resumably(trainer, partial)
     recorders = recorders_of(trainer)
@@ -116,14 +118,14 @@ def remember(rests_on: Any, compute: Callable[[], Any], store: str | Path | None
     entry = store_folder(store) / f"{key}.json"
     with _turn(entry):
         try:
-            kept = json.loads(entry.read_text(encoding="utf-8"))
-            if digest(kept["value"]) != kept["sum"]:
-                raise ValueError("it changed since it was written")
-            return kept["value"]
-        except FileNotFoundError:
-            pass
+            if os.path.lexists(entry):
+                kept = json.loads(entry.read_text(encoding="utf-8"))
+                if digest(kept["value"]) != kept["sum"]:
+                    raise ValueError("it changed since it was written")
+                return kept["value"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             warnings.warn(f"{entry} is damaged ({error}) and computed again.", stacklevel=2)
+            _discard(entry)
         value = json.loads(json.dumps(compute()))
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
@@ -175,6 +177,7 @@ def _keep(trainer: Trainer, entry: Path, result: dict[str, Any]) -> bool:
     The files are written to a folder of another name, which then takes the entry's name in one
     step. If another process was first, its entry stands.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_model
 
     try:
@@ -185,12 +188,27 @@ def _keep(trainer: Trainer, entry: Path, result: dict[str, Any]) -> bool:
             (draft / "result.json").write_text(json.dumps(result), encoding="utf-8")
             manifest = {name: file_hash(draft / name) for name in _FILES}
             (draft / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-            with contextlib.suppress(OSError):
+            try:
                 os.replace(draft, entry)
-        return (entry / "manifest.json").is_file()
-    except OSError as error:
+            except OSError:
+                if _damage(entry) is not None:  # not that of another process
+                    raise
+        return True
+    except (OSError, SafetensorError) as error:  # the second where the disk is full
         warnings.warn(f"The run could not be kept in {entry.parent}: {error}", stacklevel=3)
         return False
+
+
+def _damage(entry: Path) -> str | None:
+    """What is wrong with an entry; None if it is as it was written."""
+    if entry.is_symlink() or not entry.is_dir():
+        return "it is no folder"
+    try:
+        manifest = json.loads((entry / "manifest.json").read_text(encoding="utf-8"))
+        changed = [name for name in _FILES if manifest[name] != file_hash(entry / name)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(error)
+    return f"{', '.join(changed)} changed since it was written" if changed else None
 
 
 def _recall(trainer: Trainer, entry: Path, key: str) -> Run | None:
@@ -198,21 +216,16 @@ def _recall(trainer: Trainer, entry: Path, key: str) -> Run | None:
     from safetensors.torch import load_model
     from transformers import TrainerState
 
-    if not entry.is_dir():
+    if not os.path.lexists(entry):
         return None
-    try:
-        manifest = json.loads((entry / "manifest.json").read_text(encoding="utf-8"))
-        damaged = [name for name in _FILES if manifest[name] != file_hash(entry / name)]
-        if damaged:
-            raise ValueError(f"{', '.join(damaged)} changed since it was written")
-        result = json.loads((entry / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    if (damage := _damage(entry)) is not None:
         warnings.warn(
-            f"The kept run {entry} is damaged ({error}). It is thrown away and computed again.",
+            f"The kept run {entry} is damaged ({damage}). It is thrown away and computed again.",
             stacklevel=3,
         )
         _discard(entry)
         return None
+    result = json.loads((entry / "result.json").read_text(encoding="utf-8"))
     model: Any = trainer.model
     load_model(model, str(entry / "weights.safetensors"))
     trainer.state = TrainerState.load_from_json(str(entry / "state.json"))
@@ -222,11 +235,11 @@ def _recall(trainer: Trainer, entry: Path, key: str) -> Run | None:
 
 
 def _discard(entry: Path) -> None:
-    """Remove an entry in one step as others see it: it loses its name first."""
+    """Remove an entry, whatever it is, in one step as others see it: it loses its name first."""
     grave = entry.with_name(f".damaged-{entry.name}-{os.getpid()}")
     with contextlib.suppress(OSError):
         os.replace(entry, grave)
-    shutil.rmtree(grave, ignore_errors=True)
+        remove(grave)
 
 
 def _restore_records(trainer: Trainer, records: dict[str, Any]) -> None:

@@ -12,12 +12,14 @@ import html
 import math
 import re
 import statistics
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.metrics import SCORE_NAMES
+from ..wording import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,14 +85,16 @@ def _figure(
 
     if not alt.strip():
         raise ValueError("alt is empty: say in a sentence what the figure shows, with its numbers.")
-    with matplotlib.style.context(["default", _RC]):
+    with matplotlib.style.context(["default", _RC]), warnings.catch_warnings():
+        # Text stays text, and a reader's browser has a font for it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         canvas = Canvas(figsize=(_WIDTH, height), layout="constrained")
         if title:
             canvas.suptitle(title, x=0.01, ha="left", weight="bold", size=11)
         draw(canvas)
         file = StringIO()
         canvas.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return Figure(_inline(file.getvalue(), title or alt), alt)
+    return Figure(_inline(visible(file.getvalue()), visible(title or alt)), visible(alt))
 
 
 def _inline(text: str, title: str) -> str:

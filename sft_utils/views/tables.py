@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import html
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..data.checks import INVISIBLE
+from ..wording import visible
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,9 +27,9 @@ class DatasetTable:
             f'<th scope="col">{name}</th>' for name in ("row", "turn", "role", "content")
         )
         body = "\n".join(
-            f"<tr><td>{row}</td><td>{turn}</td><td>{html.escape(_visible(role))}</td>"
+            f"<tr><td>{row}</td><td>{turn}</td><td>{html.escape(visible(role))}</td>"
             '<td style="text-align: left; white-space: pre-wrap">'
-            f"{html.escape(_visible(content))}</td></tr>"
+            f"{html.escape(visible(content))}</td></tr>"
             for row, turn, role, content in self.turns
         )
         return (
@@ -42,8 +40,8 @@ class DatasetTable:
     def __repr__(self) -> str:
         lines = [f"{'row':>4} {'turn':>4} {'role':<9} content"]
         for row, turn, role, content in self.turns:
-            text = _visible(content).replace("\n", "\n" + " " * 20)  # under its own column
-            lines.append(f"{row:>4} {turn:>4} {_visible(role):<9} {text}")
+            text = visible(content).replace("\n", "\n" + " " * 20)  # under its own column
+            lines.append(f"{row:>4} {turn:>4} {visible(role):<9} {text}")
         return "\n".join([*lines, self.caption])
 
 
@@ -61,27 +59,22 @@ def display_dataset(dataset: Dataset, rows: int = 3) -> DatasetTable:
     return DatasetTable(turns, len(dataset))
 
 
-def _visible(text: str) -> str:
-    return re.sub(
-        r"[^\n\t -~]",
-        lambda found: (
-            found[0].encode("unicode_escape").decode()
-            if unicodedata.category(found[0]) in INVISIBLE
-            else found[0]
-        ),
-        text,
-    )
-
-
 STOPPED, CUT = "■", "✂"
 
 
 @dataclass(frozen=True)
 class AnswerTable:
-    """Texts in rows and columns: an escaped HTML table in a page, plain text elsewhere."""
+    """Texts in rows and columns: an escaped HTML table in a page, plain text elsewhere.
+
+    What cannot be seen is shown by its code: see `wording.visible`.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", tuple(map(visible, self.columns)))
+        object.__setattr__(self, "rows", tuple(tuple(map(visible, row)) for row in self.rows))
 
     def _repr_html_(self) -> str:
         head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)

@@ -42,6 +42,7 @@ class Runner:
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            "TMPDIR": str(results.parent),  # it is killed, and removes nothing
         }
         with self.log.open("w") as log:
             self.process = subprocess.Popen(

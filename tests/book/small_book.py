@@ -8,7 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-EXTENSION = Path(__file__).parents[2] / "book" / "_ext"
+ROOT = Path(__file__).parents[2]
+EXTENSION = ROOT / "book" / "_ext"
 SPHINX = ("-m", "sphinx", "-d", "_build/.doctrees", ".", "_build/html")  # starts the faster
 JUPYTER_BOOK = ("-c", "from jupyter_book.cli.main import main; main()", "build", ".")
 GUARD = 600  # seconds, against a hang
@@ -33,7 +34,11 @@ class SmallBook:
             [sys.executable, *(command or SPHINX)],
             cwd=self.root,
             env={name: value for name, value in os.environ.items() if name not in unset}
-            | {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1"}
+            | {
+                "PYTHONPATH": os.pathsep.join(map(str, (self.root, ROOT))),
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "NO_COLOR": "1",
+            }
             | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

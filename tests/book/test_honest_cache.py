@@ -601,6 +601,31 @@ def test_a_failure_names_the_last_cell_that_ran():
     assert line == "book/x.md, before its first cell: KeyError"
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/data/mine/rows.jsonl, '/data/mine'", "rows.jsonl, '.'"),
+        ("/home/me/book/book and /home/me/models/x", "book and ~/models/x"),
+        ("/home/me", "~"),
+        ("/data/mine2/x /srv/data/mine/x http://h/data/mine/x", None),
+        ("a\u202eb\x1b[1m\tc\n", "a\\u202eb\\x1b[1m\tc\n"),
+    ],
+)
+def test_outputs_show_no_folder_of_the_machine_and_nothing_unseen(text, shown):
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+    data = {"text/plain": text, "text/html": text, "application/x+json": text, "image/png": text}
+    outputs = [new_output("stream", text=text), new_output("display_data", data)]
+    value = {"expression": "x", "result": {"data": {"text/plain": text}}}
+    cells = [new_code_cell(outputs=outputs), new_markdown_cell()]
+    cells[1].metadata["user_expressions"] = [value]
+    places = {Path("/home/me"): "~", Path("/home/me/book"): "", Path("/data/mine"): ""}
+    page_runs.show(new_notebook(cells=cells), places)
+    shown = text if shown is None else shown
+    assert outputs[0].text == value["result"]["data"]["text/plain"] == shown
+    assert outputs[1].data == dict.fromkeys(data, shown) | {"image/png": text}
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a pipe with a name holds the first build")
 def test_of_two_builds_at_once_the_second_waits_and_executes_nothing(book):
     os.mkfifo(book.root / "go")

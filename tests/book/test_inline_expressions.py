@@ -42,6 +42,8 @@ table = {"a:b": 1}
 
 First {eval}`n`, and {eval}`right` of them right ({eval}`right.interval`), {eval}`1 / n:.2f` each.
 Sliced: {eval}`"abcdef"[1:3]`, keyed: {eval}`table["a:b"]`, markup: {eval}`"<b>*x*</b>"`.
+Unseen: {eval}`"a\\u202e\\x1b[1mb\\r\\n  c"`, none: {eval}`float("nan")`, {eval}`"None"`.
+Long: {eval}`"9" * 9999`.
 
 (second)=
 ## Part {eval}`n + 1`
@@ -110,8 +112,9 @@ def test_values_stand_in_every_kind_of_place(built):
     for told in (
         "A page of 42", "It ends with 7", "First 3", "75.0 % of them right", "70.0 to 80.0 %",
         "0.33 each",
-        "Sliced: bc", "keyed: 1", "markup: <b>*x*</b>", "Part 4", "About 30", "Inside 33", "36",
-        "cell 39", "not an expression", "Then 7",
+        "Sliced: bc", "keyed: 1", "markup: <b>*x*</b>", "Part 4",
+        r"Unseen: a\u202e\x1b[1mb c, none: nan, None .", f"Long: {497 * '9'}... .",
+        "About 30", "Inside 33", "36", "cell 39", "not an expression", "Then 7",
     ):  # fmt: skip
         assert told in text, told
 
@@ -139,6 +142,11 @@ def test_a_measure_brings_what_belongs_to_it(built):
             "It is {eval}`missing + 1`.",
             "page.md, cell 1: NameError: line 15, {eval}`missing + 1`: name 'missing'",
         ),
+        (
+            "It is {eval}`None`.",
+            "page.md, cell 1: ValueError: line 15, {eval}`None`: its value is None.",
+        ),
+        ("It is {eval}`10 ** 5000`.", "ValueError: line 15, {eval}`10 ** 5000`: Exceeds the limit"),
         ("It is {eval}`1 +`.", "SyntaxError: line 15, {eval}`1 +`: '1 +' is no expression."),
         (
             "It is {eval}`__import__('os')._exit(3)`.",

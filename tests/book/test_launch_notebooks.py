@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import html
 import json
 import re
 import sys
@@ -16,6 +17,7 @@ import yaml
 from book.page_runner import code_cells
 from bs4 import BeautifulSoup
 from conftest import ROOT, own_files
+from markdown_it import MarkdownIt
 from packaging.requirements import Requirement
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
@@ -152,6 +154,15 @@ def test_outputs_and_values_are_in_place(notebooks):
     assert text.source.split() == ["Is", "12", "%.", "Ours."]
     assert cell.execution_count == cell.outputs[0].execution_count == 1
     assert cell.outputs[0].data == {"text/plain": "1"}
+
+
+def test_a_value_is_shown_as_it_is(notebooks):
+    """Markup of a reader's rows is not rendered, and MyST in them is none."""
+    hostile = "<b>*x*</b> ![a](https://host.example/x.png) `c` {glue:text}`x` 5 | $6$ & _y_"
+    page = "It is {eval}`a`.\n\n```{code-cell}\n1\n```\n"
+    text, _ = made(notebooks, page, [[]], a=hostile)
+    shown = MarkdownIt().render(text.source)
+    assert html.unescape(shown) == f"<p>It is {hostile}.</p>\n" and "<b>" not in shown
 
 
 # --- The first cell -------------------------------------------------------------------------------

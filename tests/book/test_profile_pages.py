@@ -87,6 +87,31 @@ def test_another_profile_has_the_walk_through_in_a_folder_of_its_own(book, refer
     assert not list((book.root / "_build" / "html").glob("*.html"))
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("мой 2.toml", "мой 2"), ("a b.toml", "a b"), ("..toml", "profile"), ("...toml", "profile"),
+        (". .toml", "profile"), ("CON.toml", "CON"), ("a<b>:*?.toml", "a_b____"), ("x.", "x"),
+        (80 * "ж" + ".toml", 60 * "ж"), ("hub", "hub"),
+    ],
+)  # fmt: skip
+def test_a_profile_has_a_folder_of_its_own(tmp_path, monkeypatch, name, folder):
+    """Whatever its file is called; another file of that name has another one, each time."""
+    monkeypatch.setenv("SFT_PROFILE", name)
+    files = [tmp_path / place / name for place in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.touch()
+    parent = tmp_path / "_build" / "profiles"
+    first, second = (profile_pages.own_folder(parent, file) for file in files)
+    assert first == parent / folder and second.name.startswith(f"{folder}-")
+    again = [profile_pages.own_folder(parent, file) for file in files]
+    assert again == [first, second] and {*parent.iterdir()} == {first, second}
+    files[0].unlink()  # it was moved, say: the folder is free
+    assert profile_pages.own_folder(parent, files[1].rename(files[0])) == first
+    assert profile_pages.own_folder(tmp_path / "other", None) == tmp_path / "other" / folder
+
+
 def test_the_books_own_has_every_page(book):
     book.write(
         "book/index.md",

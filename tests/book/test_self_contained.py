@@ -254,6 +254,9 @@ def test_a_missing_file_of_the_theme_is_named(tmp_path):
         (["A" * 50 + ". " + "B" * 50 + ". " + "C" * 90 + "."], "A" * 50 + ". " + "B" * 50 + "."),
         (["word " * 60], ("word " * 31).strip() + "…"),
         (["Short.", "And\nmore."], "Short. And more."),
+        (["首都" * 200], "首都" * 79 + "首…"),
+        (["首都是北京。" * 40], "首都是北京。" * 26),
+        (["See https://host.example/" + "a" * 200], "See https://host.example/" + "a" * 134 + "…"),
     ],
 )
 def test_a_description_is_the_opening(paragraphs, description):

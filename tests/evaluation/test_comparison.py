@@ -1,5 +1,6 @@
 """Side by side, paired and blind: exact values on tables that are written out here."""
 
+import html
 from types import SimpleNamespace
 
 import pandas as pd
@@ -180,6 +181,17 @@ def test_the_answer_table_escapes_and_pairs():
     assert "&lt;b&gt;x&lt;/b&gt;" in table._repr_html_()
     assert "<b>" not in table._repr_html_()
     assert "base: y" in repr(table)
+
+
+def test_what_cannot_be_seen_is_shown_by_its_code_in_every_table():
+    hostile, shown = "It is\u202e\x1b[31m\u200b\ud800 6\r.", r"It is\u202e\x1b[31m\u200b\ud800 6\r."
+    given = [answer(hostile)]
+    asked = [SimpleNamespace(text=hostile, answer=hostile)]
+    sheet = blind_sheet(asked, {hostile: given, "other": given}, seed=0).sheet
+    for table in (answer_table(asked, {hostile: given}), sheet):
+        for text in (repr(table), html.unescape(table._repr_html_())):
+            assert text.count(shown) >= 3
+            assert not set(text) & set("\u202e\x1b\u200b\ud800\r")
 
 
 def test_right_values_only_where_there_are_some_and_every_answer():

@@ -215,11 +215,23 @@ def frame(losses, stops, rows="aab", cuts=((1, 2),) * 3):
 
 def test_an_interval_counts_rows():
     """Means of clusters by hand: residual sums of the rows, two rows, one degree of freedom."""
-    made = held_out.held_out_measure(frame([1.0, 2.0, 6.0], [1, 1, 0]), "loss")
-    error = math.sqrt(2 / 1 * ((1 - 3 + 2 - 3) ** 2 + (6 - 3) ** 2)) / 3
-    assert (made.value, made.n, made.entities) == (3.0, 3, 2)
+    made = held_out.held_out_measure(frame([2.9, 3.0, 3.1], [1, 1, 0]), "loss")
+    error = math.sqrt(2 / 1 * ((2.9 - 3 + 3 - 3) ** 2 + (3.1 - 3) ** 2)) / 3
+    assert (made.value, made.n, made.entities) == (pytest.approx(3.0), 3, 2)
     assert made.high - 3 == pytest.approx(t.ppf(0.975, 1) * error)
     assert (made.low + made.high) / 2 == pytest.approx(3)
+
+
+def test_no_interval_goes_on_where_no_value_can_be():
+    """Three answers of two rows: their t intervals would begin below 0 and end above 100 %."""
+    one, other = (frame([1.0, 2.0, 6.0], [1, 1, 0]) for _ in range(2))
+    one["repetition"], other["repetition"] = [0.0, 0.25, 0.5], [1.0, 0.25, 0.0]
+    for name, high in (("repetition", 1), ("loss", math.inf), ("words", math.inf), ("stops", 1)):
+        made = held_out.held_out_measure(one, name)
+        assert 0 <= made.low < made.value < made.high <= high, name
+    assert held_out.held_out_measure(one, "repetition").interval == "0.0 to 100.0 %"
+    change = held_out.held_out_change(one, other, "repetition")
+    assert (change.low, change.high) == (-1, 1)
 
 
 def test_perplexity_is_the_exponential_of_the_loss_and_nan_is_not_counted():

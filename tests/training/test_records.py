@@ -100,6 +100,17 @@ def test_a_missing_record_says_what_to_do(make):
         make(live=True)
 
 
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", "<<<<<<< HEAD", '{"recipe": {}, "about": {}, "results": {}}']
+)
+@pytest.mark.parametrize("live", [False, True])
+def test_a_damaged_record_says_what_to_do(make, tmp_path, content, live):
+    make(everything=True)
+    (tmp_path / "records" / "one.json").write_text(content)
+    with pytest.raises(RecordError, match=r"record one\.json is damaged .*git restore one\.json"):
+        make(live=live)
+
+
 def test_what_the_machine_or_the_versions_decide_makes_no_record_stale(make, monkeypatch):
     make(everything=True)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0")

@@ -1,5 +1,6 @@
 """A run is a value: computed once, recalled whole, and never taken for another."""
 
+import errno
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, chat_rows, make_model, make_tokenizer, quick_config, run_alone
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -405,6 +407,108 @@ def test_a_store_that_cannot_be_written_costs_the_memo_not_the_run(build, tmp_pa
         run = train(trainer, tmp_path / "file")
     assert run.path is None
     assert not same(weights(trainer), start)
+
+
+@pytest.mark.parametrize("call", ["safetensors.torch.save_model", "os.replace"])
+def test_a_full_disk_costs_the_memo_not_the_run(build, store, monkeypatch, call):
+    """safetensors has an error of its own for it."""
+
+    def full(*args):
+        if call == "os.replace":
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    trainer, plain = build(), build()
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="could not be kept in"):
+        patch.setattr(call, full)
+        run = train(trainer, store)
+    assert run.path is None and entries(store) == []
+    train(plain, store.parent / "other")
+    assert same(weights(trainer), weights(plain))
+
+
+@pytest.mark.parametrize("call", ["torch.save", "sft_utils.training.checkpoints.mark_whole"])
+def test_a_disk_that_is_full_before_the_end_costs_the_checkpoints_not_the_run(
+    build, store, monkeypatch, call
+):
+    module, name = call.rsplit(".", 1)
+    save, settings = getattr(sys.modules[module], name), {"save_strategy": "steps", "save_steps": 1}
+
+    def full(state, file=None):
+        if file is None or ".partial" in str(file):
+            raise OSError(errno.ENOSPC, "No space left") if file is None else RuntimeError("pos 0")
+        save(state, file)
+
+    trainer, plain = build(**settings), build(**settings)
+    with monkeypatch.context() as patch, pytest.warns(UserWarning) as told:
+        patch.setattr(call, lambda *given: full(given[0], *given[1:2] * (name == "save")))
+        run = train(trainer, store)
+    assert [str(w.message)[:43] for w in told] == [
+        "No checkpoint could be written in " + str(store)[:9]
+    ]
+    assert entries(store) == [run.fingerprint] and trainer.args.save_steps == 1
+    train(plain, store.parent / "other")
+    assert same(weights(trainer), weights(plain))
+    out = store.parent / "out"
+    assert {path.name for path in out.glob("checkpoint-*")} >= {"checkpoint-2", "checkpoint-3"}
+
+
+def put(path, what):
+    """Something that is no folder, or not the one that belongs there."""
+    aside = path.parent / "aside"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if what == "a file":
+        path.write_text("in the way")
+    else:
+        (aside / "checkpoint-2").mkdir(parents=True)
+        path.symlink_to(aside if what == "a link" else path.parent / "nowhere")
+    return aside
+
+
+@pytest.mark.parametrize("what", ["a file", "a link", "a dangling link"])
+def test_what_is_no_folder_is_thrown_away(build, store, what):
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    trainer, again = build(**settings), build(**settings)
+    key = fingerprint(trainer)
+    aside = put(store / f"{key}.partial", what)
+    run = train(trainer, store)
+    assert run.path == store / key and run.path.is_dir()
+    assert what == "a file" or (aside / "checkpoint-2").is_dir()
+    shutil.rmtree(run.path)
+    shutil.rmtree(aside, ignore_errors=True)
+    put(store / key, what)
+    with pytest.warns(UserWarning, match=r"is damaged \(it is no folder\)"):
+        assert not train(again, store).reused
+    assert same(weights(again), weights(trainer))
+    assert what == "a file" or (aside / "checkpoint-2").is_dir()
+    assert {*entries(store)} <= {key, "aside"} and not (store / key).is_symlink()
+
+
+def test_answers_whose_entry_is_no_file_are_computed_again(store):
+    def computed():
+        return runs.remember("answers", lambda: [1], store)
+
+    computed()
+    [name] = entries(store)
+    for what in ("a folder", "a link", "a dangling link"):
+        runs.remove(store / name)
+        if what == "a folder":
+            (store / name).mkdir()
+        else:
+            put(store / name, what)
+        with pytest.warns(UserWarning, match="is damaged"):
+            assert computed() == [1]
+        assert (store / name).is_file() and not (store / name).is_symlink()
+        runs.remove(store / "aside")
+
+
+def test_a_damaged_entry_that_cannot_be_replaced_does_not_count_as_kept(build, store, monkeypatch):
+    entry = train(build(), store).path
+    damage(entry / "weights.safetensors", "changed")
+    monkeypatch.setattr(runs, "_discard", lambda entry: None)
+    damaged, kept = (pytest.warns(UserWarning, match=m) for m in ("is damaged", "not be kept"))
+    with damaged, kept:
+        assert train(build(), store).path is None
 
 
 def test_records_of_two_callbacks_of_a_class(build, store):

@@ -154,6 +154,16 @@ def test_words_from_data_are_escaped_and_no_formula():
     assert "<title>&lt;i&gt;</title>" in figure.svg
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_cannot_be_seen_is_shown_by_its_code_and_no_font_is_missed():
+    figure = score_bars(
+        TABLE.replace({"SFT": "a\u202eb\x00", "base": "北京"}), alt="x\x1b", title="t\x07"
+    )
+    assert {"北京", r"a\u202eb\x00", r"t\x07"} <= set(words(figure))
+    assert figure.alt.startswith(r"x\x1b. 北京, exact answer: 0 %; a\u202eb\x00")
+    assert not set(figure._repr_html_()) & set("\u202e\x00\x1b\x07")
+
+
 # --- Scores ------------------------------------------------------------------------------------
 
 
