@@ -194,7 +194,7 @@ def half_character(text: str) -> str | None:
 
 
 def has_generation_markers(template: str) -> bool:
-    """Whether a chat template marks what the assistant wrote. Explained in chapter 05."""
+    """Whether a chat template marks what the assistant wrote."""
     return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
 
 

@@ -116,9 +116,11 @@ def loss_mask(
 
     try:
         with bounded():
-            return LossMask(get_training_chat_template(tokenizer), "TRL's version with markers")
-    except Exception:  # not known; it is tried on tool calls, and may fail on them in any way
-        pass
+            known = get_training_chat_template(tokenizer)
+    except Exception:  # TRL does not know it; or it fails on the tool calls that TRL tries first
+        known = None
+    if known:
+        return LossMask(known, "TRL's version with markers")
     probe = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PROBE}]
     try:
         [(_, _, end)] = _turns_by_rule(tokenizer, probe, template_kwargs)
