@@ -32,31 +32,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # A template without markers inside one that has some: what the assistant writes is what stands
-# between the prompt that it is given and the end of its turn.
-_OPEN = "{%- macro conversation(messages, add_generation_prompt) %}\n"
+# between the prompt that it is given and the end of its turn. Names that the template within it
+# could see begin with _.
+_OPEN = "{%- macro _own(messages, add_generation_prompt) %}\n"
 _CLOSE = """{%+ endmacro -%}
 {%- if add_generation_prompt -%}
-    {{- conversation(messages, true) -}}
+    {{- _own(messages, true) -}}
 {%- else -%}
-    {%- set text = conversation(messages, false) -%}
-    {%- set seen = namespace(until=0) -%}
+    {%- set _whole = _own(messages, false) -%}
+    {%- set _seen = namespace(until=0) -%}
     {%- for message in messages -%}
         {%- if message['role'] == 'assistant' -%}
-            {%- set prompt = conversation(messages[:loop.index0], true) -%}
-            {%- set answered = conversation(messages[:loop.index], false) -%}
+            {%- set prompt = _own(messages[:loop.index0], true) -%}
+            {%- set answered = _own(messages[:loop.index], false) -%}
             {%- set answer = message['content'].split('</think>') | last | trim -%}
             {%- set end = answered.find(END, answered.rfind(answer)) + END | length -%}
-            {%- if not text.startswith(answered[:end]) or not answered.startswith(prompt) -%}
+            {%- if not _whole.startswith(answered[:end]) or not answered.startswith(prompt) -%}
                 {{- raise_exception('a turn is written otherwise when another follows') -}}
             {%- endif -%}
-            {{- text[seen.until:prompt | length] -}}
+            {{- _whole[_seen.until:prompt | length] -}}
             {%- generation -%}
-            {{- text[prompt | length:end] -}}
+            {{- _whole[prompt | length:end] -}}
             {%- endgeneration -%}
-            {%- set seen.until = end -%}
+            {%- set _seen.until = end -%}
         {%- endif -%}
     {%- endfor -%}
-    {{- text[seen.until:] -}}
+    {{- _whole[_seen.until:] -}}
 {%- endif -%}
 """
 

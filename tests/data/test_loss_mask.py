@@ -166,6 +166,8 @@ VICUNA = (
     "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 )
 ALPACA = (
+    "{% for it in [text, prompt, answer, end, message, conversation, loop] if it is defined %}"
+    "{{ raise_exception('a name that is not of the template') }}{% endfor %}"
     "{% if messages[0]['role'] == 'system' %}{% set messages = messages[1:] %}{% endif %}"
     "{% for m in messages %}### {{ m['role'] }}:\n{{ m['content'] | trim }}"
     "{{ eos_token if m['role'] == 'assistant' }}\n\n{% endfor %}"
