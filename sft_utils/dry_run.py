@@ -1,69 +1,94 @@
 """What a profile would do, told before anything is trained: ``check`` of the package.
 
-``python -m sft_utils check mine.toml`` reads the models' configs and the rows, and runs
-a few passes of the model that would be trained. It writes nothing; what it must read of a model
-or data set on the Hub goes to the Hub's cache, as in a build, but no weights do.
+``python -m sft_utils check mine.toml`` reads the models' configs and the rows, and rehearses the
+training in small (`rehearsal`). It leaves nothing behind; what it must read of a model or data set
+on the Hub goes to the Hub's cache, as in a build, but no weights do.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
+import io
 import math
-import random
-import shutil
+import os
 import statistics
 import sys
-import time
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .data.checks import check_rows
 from .data.loss_mask import dropped_turns, loss_mask, loss_tokens, with_markers
 from .data.readers import DataError
 from .data.rows import load_sft_dataset
 from .environment import describe_device, quiet
-from .estimates import Lengths, answering_step, duration, measured_rate, page_times, work
+from .estimates import (
+    Lengths,
+    answering_step,
+    disk_needs,
+    duration,
+    measured_rate,
+    memory_needs,
+    page_times,
+    product_rate,
+    size,
+    trained,
+    work,
+)
+from .evaluation.held_out import held_out_answers
 from .evaluation.questions import SCORERS
-from .experiment import load_rows, load_trainee, lora_config, make_config
+from .evaluation.statistics import draw
+from .experiment import load_rows, load_trainee, make_config, with_lora
 from .generation import ChatTemplateError, render_prompt
 from .hub import ModelLoadError, fetch, load_error
 from .models import (
     add_stop_tokens,
     check_end_tokens,
-    check_folder,
     check_vocabulary,
+    context_of,
     end_token_ids,
     resolve,
     set_template,
+    settle_sampling,
 )
-from .profiles import PARTS, SEED, Profile, ProfileError, load_profile
+from .profiles import PARTS, PROFILE_FILES, Profile, ProfileError, find_profile, load_profile
 from .redaction import redact_text
-from .training.runs import store_folder
+from .saved_models import check_folder
+from .wording import cut, short
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTConfig
 
-LOOKED_AT = 1000  # rows that are tokenized; of more, a sample is drawn by seed
-HALF = {"weight_bytes": 4 + 2, "activation_bytes": 2}  # bf16=True over float32 weights
+    Speaker = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+LOOKED_AT = 5000  # rows, or questions, that are tokenized; of more, a sample is drawn by seed
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors has them
 PROBLEMS = (ProfileError, ModelLoadError, DataError, ChatTemplateError)
 
 
 @dataclass
 class Report:
-    """The lines that were said, and how many of them are problems."""
+    """The lines that were said, and how many of them are problems.
+
+    Files in ``folder``, that of the profile, are named as the profile names them.
+    """
 
     say: Callable[[str], None] = print
     problems: int = 0
+    folder: Path | None = None
 
     def line(self, name: str, text: str) -> None:
         """Say one thing, and nothing secret. A text of several lines is said under one name."""
-        for part in redact_text(text).strip().split("\n"):
+        if self.folder is not None:
+            text = text.replace(f"{self.folder}{os.sep}", "")
+        text = redact_text(text.replace(f"{Path.home()}{os.sep}", f"~{os.sep}"))
+        for part in text.strip().split("\n"):
             self.say(f"{name:<10} {part.strip()}".rstrip())
             name = ""
 
@@ -71,6 +96,16 @@ class Report:
         """Say what stands in the way of a build."""
         self.problems += 1
         self.line("PROBLEM", str(error))
+
+    @contextlib.contextmanager
+    def attempt(self, what: str = "") -> Iterator[None]:
+        """Make a problem of whatever is raised in the block: a build would end in a traceback."""
+        try:
+            yield
+        except Exception as error:
+            known = isinstance(error, PROBLEMS)
+            text = str(error) if known else cut(f"{type(error).__name__}: {error}", 400)
+            self.problem(f"{what}: {text}" if what else text)
 
 
 @dataclass(frozen=True)
@@ -85,33 +120,56 @@ class Found:
     has_weights: bool
 
 
+@dataclass
+class Looked:
+    """Rows as the trainer takes them, in tokens.
+
+    ``full`` are their lengths, and ``kept`` those that are left where there is something to learn,
+    by row; ``learned`` counts the tokens that carry loss, and ``stops`` says if one ends an answer.
+    """
+
+    full: list[int] = field(default_factory=list)
+    kept: dict[int, int] = field(default_factory=dict)
+    learned: int = 0
+    shown: str = ""
+    stops: bool = False
+
+
 def check_profile(name: str | Path | None = None, say: Callable[[str], None] = print) -> bool:
     """Say what a profile would do, a line each, and return whether it can.
 
-    ``name`` is that of `load_profile`. Nothing is trained and nothing is written.
+    ``name`` is that of `load_profile`. Nothing is trained but on a few rows, once, and nothing
+    that is written stays.
     """
     report = Report(say)
-    try:
-        profile = load_profile(name)
-    except PROBLEMS as error:
-        report.problem(error)
-        return False
-    report.line("profile", f"{profile.name}, {len(profile.questions)} questions{_drawn(profile)}")
-    answered = sum(bool(question.answer) for question in profile.questions)
-    scorers = ", ".join(profile.scoring.scorers or SCORERS)
-    report.line("scorers", f"{scorers}; {answered} questions have an answer to compare with")
-    found = dict(_models(profile, report))
-    config = _config(profile, report)
-    rows = _rows(profile, report)
-    if config and rows and "trainee" in found:
-        _training(profile, config, found["trainee"], *rows, report)
+    with report.attempt():
+        _check(name, report)
     count = f"{report.problems} problem{'s' * (report.problems != 1)}"
     report.line("result", f"{count}: a build would fail" if report.problems else "can be built")
     return not report.problems
 
 
-def _drawn(profile: Profile) -> str:
-    return ", drawn from the data and kept out of training" if profile.held_out else ""
+def _check(name: str | Path | None, report: Report) -> None:
+    from .rehearsal import faults
+
+    path = find_profile(name)
+    report.folder = path.parent
+    profile = load_profile(name)
+    drawn = ", drawn from the data and kept out of training" if profile.held_out else ""
+    whose = "shipped with the package" if path.parent == PROFILE_FILES else f"the file {path}"
+    report.line("profile", f"{profile.name}, {len(profile.questions)} questions{drawn}; {whose}")
+    answered = sum(bool(question.answer) for question in profile.questions)
+    scorers = ", ".join(profile.scoring.scorers or SCORERS)
+    report.line("scorers", f"{scorers}; {answered} questions have an answer to compare with")
+    found = dict(_models(profile, report))
+    sound, problems = faults(profile, lambda p: make_config(p, output_dir="unused"))
+    for problem in problems:
+        report.problem(problem)
+    rows = _rows(profile, report)
+    if sound and rows and "trainee" in found:
+        # What is deprecated is no problem, and what is one was told of the models.
+        with report.attempt(), warnings.catch_warnings(action="ignore"):
+            _training(sound, found, *rows, report)
 
 
 # --- Models ------------------------------------------------------------------------------------
@@ -123,20 +181,17 @@ def _models(profile: Profile, report: Report) -> Iterator[tuple[str, Found]]:
         if source is None:
             report.line(part, "none: what needs one is left out")
             continue
-        try:
+        with report.attempt(part):
             found = _find(profile, source, getattr(profile.models, f"{part}_revision", None))
-            _render_questions(profile, found.tokenizer)
-        except PROBLEMS as error:
-            report.problem(f"{part}: {error}")
-            continue
-        count = f"{found.shape.num_parameters():,} parameters"
-        report.line(part, f"{source}: {count}, {found.dtype}, {found.place}; {found.template}")
-        yield part, found
+            _ask(profile, found)
+            count = f"{found.shape.num_parameters():,} parameters"
+            report.line(part, f"{source}: {count}, {found.dtype}, {found.place}; {found.template}")
+            yield part, found
 
 
 def _find(profile: Profile, source: str, revision: str | None) -> Found:
     from safetensors import safe_open
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     from .training.memory import shape_only
 
@@ -149,6 +204,8 @@ def _find(profile: Profile, source: str, revision: str | None) -> Found:
     files = sorted(folder.glob("*.safetensors"))
     try:
         shape = shape_only(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        if (folder / "generation_config.json").is_file():
+            shape.generation_config = GenerationConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         kinds: collections.Counter[str] = collections.Counter()
         for file in files:
@@ -168,6 +225,7 @@ def _find(profile: Profile, source: str, revision: str | None) -> Found:
     )
     add_stop_tokens(source, shape, tokenizer, prompt.stop_tokens)
     check_end_tokens(source, shape, tokenizer)
+    settle_sampling(shape.generation_config)
     stored = kinds.most_common(1)[0][0] if kinds else str(shape.config.dtype).removeprefix("torch.")
     if local:
         shipped = not Path(source).expanduser().is_dir()
@@ -178,33 +236,35 @@ def _find(profile: Profile, source: str, revision: str | None) -> Found:
     return Found(shape, tokenizer, DTYPES.get(stored, stored), place, template, bool(files))
 
 
-def _render_questions(profile: Profile, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise where the model's template cannot write a question as the pages ask it."""
-    for question in profile.questions:
+def _ask(profile: Profile, found: Found) -> None:
+    """Raise where the model's template cannot write a question, or the model not read it."""
+    limit, room = profile.generation.max_new_tokens, context_of(found.shape)
+    for question in draw(profile.questions, LOOKED_AT):
         turns = question.conversation(profile.prompt.system)
-        render_prompt(tokenizer, turns, template_kwargs=profile.prompt.template_kwargs)
+        prompt = render_prompt(
+            found.tokenizer, turns, template_kwargs=profile.prompt.template_kwargs
+        )
+        count = len(found.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        if count + limit > room:
+            raise ProfileError(
+                f"the question {short(question.text)} is a prompt of {count:,} tokens; with "
+                f"max_new_tokens = {limit:,} that is more than the model's context of {room:,}. "
+                "Shorten the question, or lower max_new_tokens in [generation]."
+            )
 
 
-# --- Settings and rows -------------------------------------------------------------------------
+# --- Rows --------------------------------------------------------------------------------------
 
 
-def _config(profile: Profile, report: Report) -> SFTConfig | None:
-    try:
-        return make_config(profile, output_dir="unused")  # only a trainer would make it
-    except (ValueError, TypeError) as error:  # a ProfileError is one; SFTConfig raises both
-        report.problem(f"settings: {error}")
-        return None
-
-
-def _rows(profile: Profile, report: Report) -> tuple[Dataset, Dataset] | None:
-    """The rows of the data set that are used, as they come, and of them those to train on."""
+def _rows(profile: Profile, report: Report) -> tuple[Dataset, Dataset, Dataset] | None:
+    """The rows that are used, as they come, and of them those for training and validation."""
     data = profile.data
     try:
         whole = load_sft_dataset(
             data.source, split=data.split, revision=data.revision, columns=data.columns
         )
         training, validation = load_rows(profile)
-    except DataError as error:
+    except Exception as error:
         report.problem(f"data: refused\n{error}")
         return None
     kept = len(training) + len(validation)
@@ -213,55 +273,71 @@ def _rows(profile: Profile, report: Report) -> tuple[Dataset, Dataset] | None:
     left = f", {len(whole) - kept:,} left out ({', '.join(why)})" if why else ""
     report.line("data", f"{data.source}: {len(whole):,} rows{left}, none refused")
     report.line("rows", f"{len(training):,} to train on, {len(validation):,} for validation")
-    return (whole if profile.held_out else whole.select(range(kept))), training
+    return (whole if profile.held_out else whole.select(range(kept))), training, validation
 
 
-# --- The training ------------------------------------------------------------------------------
+def _look(
+    tokenizer: PreTrainedTokenizerBase, ends: set[int], config: SFTConfig, rows: Dataset
+) -> Looked:
+    """Tokenize rows as the trainer does."""
+    limit, looked = config.max_length or sys.maxsize, Looked()
+    numbers = draw(range(len(rows)), LOOKED_AT)
+    for number, asked in zip(numbers, rows.select(numbers), strict=True):
+        row = loss_tokens(tokenizer, asked["messages"], asked.get("chat_template_kwargs"))
+        looked.full.append(len(row))
+        taught = [t.id for t in row[:limit] if t.carries_loss or not config.assistant_only_loss]
+        if taught:
+            looked.kept[number] = len(row[:limit])
+            looked.learned += len(taught)
+            looked.shown = looked.shown or str(tokenizer.decode(taught))
+            looked.stops = looked.stops or not ends.isdisjoint(taught)
+    return looked
 
 
-def _training(
-    profile: Profile,
-    config: SFTConfig,
-    found: Found,
-    used: Dataset,
-    rows: Dataset,
-    report: Report,
-) -> None:
-    """What depends on the trainee: its weights are read if they are here and fit."""
-    machine = describe_device()["memory_gib"] * 2**30
-    real = found.has_weights and 4 * found.shape.num_parameters() < machine
-    try:
-        model, tokenizer = load_trainee(profile) if real else (found.shape, found.tokenizer)
-        ends = [str(tokenizer.decode([token])) for token in end_token_ids(model, tokenizer)]
-        report.line("stops", "an answer ends at " + ", ".join(map(repr, ends)))
-        check_rows(used, tokenizer)  # a special token in a text
-        _template(profile, tokenizer, used, report)
-        lengths = _lengths(model, tokenizer, config, rows, report)
-        model = _with_lora(profile, model, report)
-    except (*PROBLEMS, ValueError) as error:  # peft raises the last for modules that are not there
-        report.problem(error)
-        return
-    updates, tokens = work(config, lengths)
+def _lengths(
+    found: Found, config: SFTConfig, training: Dataset, validation: Dataset, report: Report
+) -> tuple[Looked, Looked]:
+    """Say how long rows are and what they teach. Raises `DataError` where nothing is left."""
+    ends, limit = set(end_token_ids(found.shape, found.tokenizer)), config.max_length
+    looked = [_look(found.tokenizer, ends, config, rows) for rows in (training, validation)]
+    for what, part in zip(("", "validation "), looked, strict=True):
+        if not part.kept:
+            raise DataError(
+                f"No {what}row has anything left to learn: the shortest has {min(part.full):,} "
+                f"tokens, and max_length is {limit}. Raise max_length."
+            )
+        room = min(limit or sys.maxsize, context_of(found.shape))
+        long = sum(length > context_of(found.shape) for length in part.kept.values())
+        if long:
+            report.problem(
+                f"data: {long:,} of {len(part.full):,} {what}rows have more tokens than the "
+                f"model's context of {room:,}, the longest {max(part.full):,}. Set "
+                f"max_length = {room} in [sft], where they lose their end, or shorten them."
+            )
+    learn, judge = looked
+    over, dropped = sum(n > (limit or sys.maxsize) for n in learn.full), _dropped(learn)
+    sampled = " looked at" if len(learn.full) < len(training) else ""
     report.line(
-        "updates",
-        f"{updates:,} of {config.train_batch_size * config.gradient_accumulation_steps} rows each, "
-        f"in {config.num_train_epochs:g} epochs"
-        if config.max_steps < 0
-        else f"{updates:,}",
+        "lengths",
+        f"median {statistics.median_high(learn.full):,} tokens, longest {max(learn.full):,}; "
+        f"{over:,} of {len(learn.full):,} rows{sampled} are over max_length = {limit} and lose "
+        "their end" + (f"; {dropped:,} have nothing left to learn and are dropped" * bool(dropped)),
     )
-    fits = _memory(config, model, lengths, machine, report)
-    seconds, told = _time(config, model, lengths, tokens, measure=real and fits)
-    report.line("time", told)
-    if real and fits:
-        step = answering_step(model, tokenizer, profile)
-        times = page_times(profile, training=seconds, updates=updates, step=step)
-        pages = ", ".join(f"{page} {duration(most)}" for page, most in times.items())
-        report.line(
-            "pages",
-            f"{pages}, if no answer ends before its limit; loading, and evaluation while it "
-            "trains, come on top; the other pages take seconds",
+    if _dropped(judge):
+        report.line("", f"{_dropped(judge):,} of {len(judge.full):,} validation rows as well")
+    total = sum(learn.kept.values())
+    report.line("loss", f"on {learn.learned:,} of {total:,} tokens ({learn.learned / total:.0%})")
+    report.line("", f"the first row to teach something teaches {learn.shown[:200]!r}")
+    if not learn.stops:
+        report.problem(
+            "loss: no token that ends an answer carries loss, so the model will not learn to stop. "
+            "Let the template write it inside {% generation %}, or raise max_length."
         )
-    _disk(config, model, report)
+    return learn, judge
+
+
+def _dropped(looked: Looked) -> int:
+    return len(looked.full) - len(looked.kept)
 
 
 def _template(
@@ -279,155 +355,146 @@ def _template(
         )
 
 
-def _lengths(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    config: SFTConfig,
-    rows: Dataset,
+def _held_out(
+    profile: Profile, found: dict[str, Found], validation: Dataset, report: Report
+) -> None:
+    """Draw the answers that chapters 04 and 08 score, and say what they leave out."""
+    pages = {"04": ("base", "reference"), "08": ("trainee", "reference")}
+    for page, parts in pages.items():
+        if page == "04" and profile.models.reference is None:
+            continue
+        said = io.StringIO()
+        with report.attempt(f"held-out answers of chapter {page}"):
+            speakers = [(found[p].shape, found[p].tokenizer) for p in parts if p in found]
+            with contextlib.redirect_stdout(said):
+                held_out_answers(profile, validation, *speakers)
+        if said.getvalue():
+            report.line("held out", f"chapter {page}: {said.getvalue()}")
+
+
+# --- The training ------------------------------------------------------------------------------
+
+
+def _training(
+    profile: Profile,
+    parts: dict[str, Found],
+    used: Dataset,
+    training: Dataset,
+    validation: Dataset,
     report: Report,
-) -> Lengths:
-    """Tokenize rows as the trainer does, and say how long they are and what they teach."""
-    numbers = random.Random(SEED).sample(range(len(rows)), min(LOOKED_AT, len(rows)))
-    limit = config.max_length or sys.maxsize
-    ends = set(end_token_ids(model, tokenizer))
-    full: list[int] = []
-    kept: list[int] = []
-    learned, shown, stops = 0, "", False
-    for asked in rows.select(sorted(numbers)):
-        row = loss_tokens(tokenizer, asked["messages"], asked.get("chat_template_kwargs"))
-        full.append(len(row))
-        taught = [t.id for t in row[:limit] if t.carries_loss or not config.assistant_only_loss]
-        if taught:
-            kept.append(len(row[:limit]))
-            learned += len(taught)
-            shown = shown or str(tokenizer.decode(taught))
-            stops = stops or not ends.isdisjoint(taught)
-    if not kept:
-        raise DataError(
-            f"No row has anything left to learn: the shortest has {min(full):,} tokens, and "
-            f"max_length is {config.max_length}. Raise max_length."
-        )
-    over, dropped = sum(length > limit for length in full), len(full) - len(kept)
-    looked = " looked at" if len(full) < len(rows) else ""
+) -> None:
+    """What depends on the trainee: its weights are read if they are here and fit."""
+    from .rehearsal import adapted, faults
+
+    found, config = parts["trainee"], make_config(profile, output_dir="unused")
+    ends = [str(found.tokenizer.decode([t])) for t in end_token_ids(found.shape, found.tokenizer)]
+    report.line("stops", "an answer ends at " + ", ".join(map(repr, ends)))
+    check_rows(used, found.tokenizer)  # a special token in a text
+    _template(profile, found.tokenizer, used, report)
+    learn, judge = _lengths(found, config, training, validation, report)
+    _held_out(profile, parts, validation, report)
+    sound, problems = faults(profile, lambda p: adapted(p, found.shape))
+    for problem in problems:
+        report.problem(problem)
+    if sound is None or problems:
+        return
+    shape = adapted(profile, found.shape)
+    if profile.lora is not None:
+        share = 100 * trained(shape) / sum(weight.numel() for weight in shape.parameters())
+        report.line("lora", f"{trained(shape):,} parameters are trained, {share:.2g} % of all")
+    share = len(training) / len(learn.full)
+    lengths = Lengths(list(learn.kept.values()), round(share * len(learn.kept)))
+    updates, tokens = work(config, lengths)
     report.line(
-        "lengths",
-        f"median {statistics.median_high(full):,} tokens, longest {max(full):,}; {over:,} of "
-        f"{len(full):,} rows{looked} are over max_length = {config.max_length} and lose their end"
-        + (f"; {dropped:,} have nothing left to learn and are dropped" if dropped else ""),
+        "updates",
+        f"{updates:,} of {config.train_batch_size * config.gradient_accumulation_steps} rows each, "
+        f"in {config.num_train_epochs:g} epochs"
+        if config.max_steps < 0
+        else f"{updates:,}",
     )
-    report.line("loss", f"on {learned:,} of {sum(kept):,} tokens ({learned / sum(kept):.0%})")
-    report.line("", f"the first row to teach something teaches {shown[:200]!r}")
-    if not stops:
-        report.problem(
-            "loss: no token that ends an answer carries loss, so the model will not learn to stop. "
-            "Let the template write it inside {% generation %}, or raise max_length."
-        )
-    return Lengths(kept, round(len(rows) * len(kept) / len(full)))
-
-
-def _with_lora(profile: Profile, model: PreTrainedModel, report: Report) -> PreTrainedModel:
-    config = lora_config(profile)
-    if config is None:
-        return model
-    from peft import get_peft_model
-
-    adapted: Any = get_peft_model(model, config)
-    trained = _trained(adapted)
-    share = 100 * trained / sum(weight.numel() for weight in adapted.parameters())
-    report.line("lora", f"{trained:,} parameters are trained, {share:.2g} % of all")
-    return adapted
-
-
-def _trained(model: PreTrainedModel) -> int:
-    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-
-
-def _memory(
-    config: SFTConfig, model: PreTrainedModel, lengths: Lengths, machine: float, report: Report
-) -> bool:
-    """Say the estimate of chapter 06; return whether it fits, True where there is none."""
-    from .training.memory import estimate_memory
-
-    gpu = config.device.type == "cuda"
-    rows, width = config.train_batch_size, max(lengths.tokens)
-    try:
-        parts = estimate_memory(
-            model,
-            rows * width,
-            activation_checkpointing=bool(config.activation_checkpointing),
-            trained=_trained(model),
-            gpu=gpu,
-            **HALF if config.bf16 else {},
-        )
-    except AttributeError as error:
-        report.line("memory", f"no estimate for {type(model).__name__}: {error}")
-        return True
-    needed = sum(parts.values())
-    report.line(
-        "memory",
-        f"about {_size(needed)}, estimated for {rows} rows of {width:,} tokens; this "
-        f"machine has {_size(machine)}",
-    )
+    machine = describe_device()["memory_gib"] * 2**30
+    needed, told = memory_needs(config, shape, lengths)
+    report.line("memory", f"{told}; this machine has {size(machine)}")
     if needed > machine:
         report.problem(
             "memory: more than this machine has. Lower per_device_train_batch_size (and raise "
             "gradient_accumulation_steps), set activation_checkpointing, or add [lora]."
         )
-    return needed <= machine
+    here = found.has_weights and max(needed, 4 * found.shape.num_parameters()) < machine
+    start = load_trainee(profile) if here else None
+    few = (_few(training, learn), _few(validation, judge))
+    _rehearse(profile, found, start, few, updates, report)
+    _needs(profile, config, shape, start, (lengths, updates, tokens), report)
 
 
-def _time(
-    config: SFTConfig, model: PreTrainedModel, lengths: Lengths, tokens: float, *, measure: bool
-) -> tuple[float, str]:
-    """The seconds of the training, and a line about them."""
-    if measure:
-        rate = measured_rate(config, model, lengths)
-        how = f"{rate:,.0f} tokens a second, measured in passes of the trainee on this machine"
-    else:
-        rate = _product_rate(config) / (6 * sum(weight.numel() for weight in model.parameters()))
+def _few(rows: Dataset, looked: Looked, most: int = 4) -> Dataset:
+    """The shortest rows that have something to learn."""
+    return rows.select(sorted(looked.kept, key=lambda number: looked.kept[number])[:most])
+
+
+def _rehearse(
+    profile: Profile,
+    found: Found,
+    start: Speaker | None,
+    rows: tuple[Dataset, Dataset],
+    updates: int,
+    report: Report,
+) -> None:
+    """First with a tiny model, where the setting to blame is soon found, then with the trainee."""
+    from .rehearsal import faults, for_stand_in, rehearse, stand_in
+
+    tokenizer = start[1] if start else found.tokenizer
+    small = stand_in(found.shape, tokenizer), tokenizer
+    _, problems = faults(for_stand_in(profile), lambda p: rehearse(p, small, rows, updates))
+    for problem in problems:
+        report.problem(problem)
+    if problems:
+        return
+    if start:
+        with report.attempt("trainee: one update on a few rows"):
+            rehearse(profile, start, rows, updates)
+    whom = "the trainee" if start else "a tiny model in place of the trainee"
+    report.line("rehearsal", f"one update of {whom}, an evaluation, a checkpoint and the export")
+
+
+def _needs(
+    profile: Profile,
+    config: SFTConfig,
+    shape: PreTrainedModel,
+    start: Speaker | None,
+    plan: tuple[Lengths, int, float],
+    report: Report,
+) -> None:
+    """Say what the training takes: time, page by page where it was measured, and disk."""
+    lengths, updates, tokens = plan
+    if start is None:
+        rate = product_rate(config) / (6 * sum(weight.numel() for weight in shape.parameters()))
         how = (
-            f"{rate:,.0f} tokens a second: 6 operations a parameter and token, at the rate of a "
-            "matrix product measured on this machine, so at least that long"
+            "6 operations a parameter and token, at the rate of a matrix product measured on this "
+            "machine, so at least that long"
         )
+    else:
+        step = answering_step(*start, profile)
+        rate = measured_rate(config, with_lora(profile, start[0]), lengths)
+        how = "measured in passes of the trainee on this machine"
     seconds = tokens / rate
-    return seconds, (
-        f"about {duration(seconds)} for {tokens:,.0f} tokens, {how}; evaluation comes on top"
-    )
-
-
-def _product_rate(config: SFTConfig, size: int = 1024) -> float:
-    """Operations a second of a product of two square matrices."""
-    import torch
-
-    matrix = torch.ones(size, size, device=config.device)
-    taken = []
-    for _ in range(5):
-        start = time.perf_counter()
-        float((matrix @ matrix)[0, 0])
-        taken.append(time.perf_counter() - start)
-    return 2 * size**3 / min(taken)
-
-
-def _disk(config: SFTConfig, model: PreTrainedModel, report: Report) -> None:
-    """Say what is written while training, and what is kept of a run in float32."""
-    size = 4 * sum(weight.numel() for weight in model.parameters())
-    saved = 3 * 4 * _trained(model)  # Adam's two averages beside the weights
-    count = 2 + bool(config.load_best_model_at_end)  # the newest, the best, and one under way
-    count = 0 if config.save_strategy == "no" else count
-    store = store_folder()
-    free = shutil.disk_usage(next(p for p in (store, *store.parents) if p.exists())).free
     report.line(
-        "disk",
-        f"{_size(count * saved)} for {count} checkpoints while it trains, {_size(size)} for the "
-        f"kept run; {_size(free)} are free",
+        "time",
+        f"about {duration(seconds)} for {tokens:,.0f} tokens, {rate:,.0f} tokens a second: {how}; "
+        "evaluation comes on top",
     )
-    if count * saved + size > free:
-        report.problem("disk: more than is free. Make room, or set SFT_RUNS to a larger disk.")
-
-
-def _size(count: float) -> str:
-    power = min(3, int(math.log(max(1, count), 1000)))
-    return f"{count / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB')[power]}"
+    if start is not None:
+        times = page_times(profile, training=seconds, updates=updates, step=step)
+        pages = ", ".join(f"{page} {duration(most)}" for page, most in times.items())
+        report.line(
+            "pages",
+            f"{pages}, if no answer ends before its limit; loading, and evaluation while it "
+            "trains, come on top; the other pages take seconds",
+        )
+    for place, needed, free, told, remedy in disk_needs(config, shape, seconds):
+        report.line("disk", f"{told}; {size(free)} are free in {place}")
+        if needed > free:
+            report.problem(f"disk: {size(needed)} in {place} are more than is free. {remedy}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -437,5 +504,7 @@ def main(arguments: list[str] | None = None) -> int:
     check = commands.add_parser("check", help="say what a build would do, without training")
     check.add_argument("profile", nargs="?", help="a name or a TOML file; else SFT_PROFILE decides")
     options = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal need not know every character
+        sys.stdout.reconfigure(errors="backslashreplace")
     quiet()
     return 0 if check_profile(options.profile) else 1

@@ -1,4 +1,4 @@
-"""How long something will take here, told before it begins: by counting, and by a short trial.
+"""What something will take here, told before it begins: by counting, and by a short trial.
 
 `sft_utils.dry_run` says it of a profile, page by page. Chapter 06 explains the arithmetic.
 """
@@ -6,13 +6,18 @@
 from __future__ import annotations
 
 import math
+import shutil
 import statistics
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .evaluation.held_out import MOST_ANSWERS
 from .profiles import SEED, Profile
+from .training.runs import store_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 SECONDS = 5.0  # that one measured pass may take
 TRIAL = 8  # tokens that are generated to see how fast
 BATCH = 64  # answers that are generated at a time
+HALF = {"weight_bytes": 4 + 2, "activation_bytes": 2}  # bf16=True over float32 weights
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ def answering_step(
 def work(config: SFTConfig, lengths: Lengths) -> tuple[int, float]:
     """The number of updates, and of tokens that they compute, padding included. Chapter 06.
 
-    Rows of similar length are taken to share a batch, as the walk-through's sampling has it.
+    Rows of similar length are taken to share a batch, as the walk-through's sampling has it. Raises
+    ``ValueError`` if there is no whole batch where only whole ones count.
     """
     batch, scale = config.train_batch_size, lengths.rows / len(lengths.tokens)
     if config.packing:
@@ -89,6 +96,11 @@ def work(config: SFTConfig, lengths: Lengths) -> tuple[int, float]:
         batches, epoch = math.ceil(packed / batch), float(packed * width)
     else:
         batches = math.ceil(lengths.rows / batch)
+        if config.dataloader_drop_last and lengths.rows < batch:
+            raise ValueError(
+                f"dataloader_drop_last is true, and {lengths.rows} rows to train on make no whole "
+                f"batch of {batch}. Lower per_device_train_batch_size."
+            )
         longest_first = sorted(lengths.tokens, reverse=True)
         epoch = scale * sum(
             width * len(longest_first[start : start + batch])
@@ -130,6 +142,77 @@ def measured_rate(config: SFTConfig, model: PreTrainedModel, lengths: Lengths) -
     model.zero_grad()
     model.train(was_training)
     return rate
+
+
+def product_rate(config: SFTConfig, width: int = 1024) -> float:
+    """Operations a second of a product of two square matrices."""
+    import torch
+
+    matrix = torch.ones(width, width, device=config.device)
+    taken = []
+    for _ in range(5):
+        start = time.perf_counter()
+        float((matrix @ matrix)[0, 0])
+        taken.append(time.perf_counter() - start)
+    return 2 * width**3 / min(taken)
+
+
+def trained(model: PreTrainedModel) -> int:
+    """The parameters that a training changes: those of an adapter, if there is one."""
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
+def memory_needs(config: SFTConfig, model: PreTrainedModel, lengths: Lengths) -> tuple[float, str]:
+    """The bytes of a training step by the estimate of chapter 06, 0 if it has none; and a line."""
+    from .training.memory import estimate_memory
+
+    rows, width = min(config.train_batch_size, lengths.rows), max(lengths.tokens)
+    try:
+        parts = estimate_memory(
+            model,
+            rows * width,
+            activation_checkpointing=bool(config.activation_checkpointing),
+            trained=trained(model),
+            gpu=config.device.type == "cuda",
+            **HALF if config.bf16 else {},
+        )
+    except AttributeError as error:
+        return 0, f"no estimate for {type(model).__name__}: {error}"
+    needed = sum(parts.values())
+    return needed, f"about {size(needed)}, estimated for {rows} rows of {width:,} tokens"
+
+
+def disk_needs(
+    config: SFTConfig, model: PreTrainedModel, seconds: float
+) -> Iterator[tuple[Path, float, int, str, str]]:
+    """What a run of so many ``seconds`` writes, folder by folder.
+
+    Of each the folder, the bytes that are needed and those that are free, a line, and what to do
+    if they are too few. In the store: checkpoints and the kept run. In the folder for temporary
+    files: the model that chapter 07 exports, beside the one that it began from.
+    """
+    from .training.checkpoints import EVERY
+
+    kept = 4 * sum(weight.numel() for weight in model.parameters())  # in float32
+    saved = 3 * 4 * trained(model)  # Adam's two averages beside the weights
+    count = 2 + bool(config.load_best_model_at_end)  # the newest, the best, and one under way
+    count = 0 if config.save_strategy == "no" and seconds < EVERY else count
+    store = store_folder()
+    store = next(path for path in (store, *store.parents) if path.exists())
+    told = f"{size(count * saved)} for {count} checkpoints while it trains, {size(kept)} for the "
+    remedy = "Make room, or set SFT_RUNS to a larger disk."
+    free = shutil.disk_usage(store).free
+    yield store, count * saved + kept, free, f"{told}kept run", remedy
+    scratch = Path(tempfile.gettempdir())
+    told = f"{size(2 * kept)} for the model that chapter 07 exports and the one it began from"
+    remedy = "Make room, or set TMPDIR to a larger disk."
+    yield scratch, 2 * kept, shutil.disk_usage(scratch).free, told, remedy
+
+
+def size(count: float) -> str:
+    """Bytes as people say them."""
+    power = min(3, int(math.log(max(1, count), 1000)))
+    return f"{count / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB')[power]}"
 
 
 def duration(seconds: float) -> str:

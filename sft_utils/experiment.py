@@ -133,6 +133,17 @@ def lora_config(profile: Profile) -> LoraConfig | None:
     )
 
 
+def with_lora(profile: Profile, model: PreTrainedModel) -> PreTrainedModel:
+    """The model with the profile's adapter in it, or as it is if the profile has none."""
+    config = lora_config(profile)
+    if config is None:
+        return model
+    from peft import get_peft_model
+
+    adapted: Any = get_peft_model(model, config)
+    return adapted
+
+
 def make_config(profile: Profile, output_dir: str | None = None, **changes: Any) -> SFTConfig:
     """The configuration of chapter 06, every argument that matters by name.
 
@@ -197,19 +208,22 @@ def scratch_folder() -> str:
 def walkthrough_trainer(
     profile: Profile,
     start: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+    rows: tuple[Dataset, Dataset] | None = None,
+    **changes: Any,
 ) -> SFTTrainer:
     """The trainer of chapter 07: the profile's trainee, its rows, its configuration.
 
     ``start`` is what `load_trainee` gave, where a page has it already: a copy of it is trained.
+    ``rows`` and ``changes`` of the configuration are for a rehearsal on a few rows.
     """
     from trl import SFTTrainer
 
     model, tokenizer = copy.deepcopy(start) if start else load_trainee(profile)
-    train_rows, validation_rows = load_rows(profile)
+    train_rows, validation_rows = rows or load_rows(profile)
     check_rows(train_rows, tokenizer)  # no text may hold a special token
     trainer = SFTTrainer(
         model=model,
-        args=make_config(profile),
+        args=make_config(profile, **changes),
         train_dataset=train_rows,
         eval_dataset=validation_rows,
         processing_class=with_markers(tokenizer, train_rows, validation_rows),

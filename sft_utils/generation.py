@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .chat import ChatTemplateError, Messages, rendered, text_problems
 from .environment import torch_random_state
-from .models import end_token_ids
+from .models import context_of, end_token_ids
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -157,11 +157,11 @@ def generate_responses(
 
 
 def _check_lengths(model: PreTrainedModel, encoded: list[list[int]], max_new_tokens: int) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_of(model)
     for i, ids in enumerate(encoded):
         if not ids:
             raise ValueError(f"Prompt {i} is empty: there is no token to continue from.")
-        if limit is not None and len(ids) + max_new_tokens > limit:
+        if len(ids) + max_new_tokens > limit:
             raise ValueError(
                 f"Prompt {i} has {len(ids)} tokens; with max_new_tokens={max_new_tokens} that is "
                 f"more than the model's context of {limit}. Shorten the prompt or lower "

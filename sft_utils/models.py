@@ -5,6 +5,7 @@ Explained in chapter 02.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import warnings
@@ -21,13 +22,17 @@ from .wording import short
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 # A name of the Hub has 96 characters at the most; what ends in .gguf was meant as a file.
 _HUB_NAME = re.compile(r"(?=.{1,96}$)(?!\.|.*\.gguf$)[\w.-]+(/[\w.-]+)?")
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
+
+_OF_SAMPLING = (
+    "temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
+)  # fmt: skip
 
 
 def resolve(source: str | Path) -> str:
@@ -152,6 +157,7 @@ def load_model_and_tokenizer(
     check_end_tokens(str(source), model, tokenizer)
     if tokenizer.pad_token_id is None:
         _choose_pad_token(str(source), model, tokenizer)
+    settle_sampling(model.generation_config)
     return model.to(device or best_device()), tokenizer
 
 
@@ -349,6 +355,30 @@ def check_end_tokens(source: str, model: Any, tokenizer: Any) -> None:
             '["</s>"] in the table [prompt] of the profile, or load_model_and_tokenizer(..., '
             'stop_tokens=["</s>"]).'
         )
+
+
+def settle_sampling(generation: GenerationConfig) -> None:
+    """Make a generation config one that can be saved, where only ``do_sample`` is in the way.
+
+    Many published ones have a temperature and do not say that answers are drawn: transformers loads
+    them, and refuses to save them once anything else has changed. Nothing of them is lost; where
+    ``do_sample`` is false, what draws no answer is.
+    """
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        if "do_sample" not in str(error):
+            return
+        if generation.do_sample is None:
+            generation.do_sample = True
+        else:
+            for name in _OF_SAMPLING:
+                setattr(generation, name, None)
+
+
+def context_of(model: Any) -> float:
+    """The tokens that a model can read, infinite where its config does not say so."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 def _choose_pad_token(source: str, model: Any, tokenizer: Any) -> None:

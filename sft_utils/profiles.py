@@ -13,6 +13,7 @@ import itertools
 import os
 import random
 import runpy
+import sys
 import tomllib
 import typing
 from collections import Counter
@@ -33,6 +34,27 @@ PARTS = ("base", "reference", "trainee", "control")
 BOOKS_OWN = "atlas"  # the profile whose models and data the package ships
 #: Whether more of a metric is better, by the last word of its name.
 METRICS = {"loss": False, "perplexity": False, "accuracy": True, "exact": True, "f1": True}
+#: Arguments of `trl.SFTConfig` that a profile cannot set, and why.
+REFUSED = {
+    "output_dir": "output_dir is chosen by the pages. Leave it out.",
+    "resume_from_checkpoint": "resume_from_checkpoint is chosen by the store of runs. Leave it "
+    "out: a run that was stopped goes on by itself.",
+    "push_to_hub": "push_to_hub is true, and a build sends nothing anywhere. Leave it out, and "
+    "upload the folder that chapter 07 exports: hf upload NAME FOLDER.",
+    "gradient_checkpointing": "write activation_checkpointing in [sft] itself.",  # its new name
+}
+_SEED = (0, 2**32 - 1, "from 0 to 4294967295")
+_COUNT = (1, 2**31 - 1, "from 1 to 2147483647")
+_STEPS = (sys.float_info.min, 2**31 - 1, "above 0, at most 2147483647")
+_SIZE = (0, sys.float_info.max, "0 or more")
+#: What numbers they may be, from and to, where TRL does not say it or says it in a traceback.
+RANGES = {
+    **dict.fromkeys(("seed", "data_seed"), _SEED),
+    **dict.fromkeys(("max_steps", "per_device_eval_batch_size", "save_total_limit"), _COUNT),
+    **dict.fromkeys(("eval_steps", "save_steps"), _STEPS),
+    **dict.fromkeys(("max_grad_norm", "weight_decay", "eval_delay"), _SIZE),
+}
+_FINITE = (-sys.float_info.max, sys.float_info.max, "a finite number")
 
 
 def _beside(name: str, info: Any) -> str:
@@ -53,8 +75,10 @@ def _template(name: str) -> str:
 # A model, a data set or a file.
 Name = Annotated[str, AfterValidator(_beside)]
 # `strict`: neither "8" nor true is a number.
-Count = Annotated[int, Field(strict=True, gt=0)]
+Count = Annotated[int, Field(strict=True, gt=0, lt=2**31)]
 Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
 
 
 class ProfileError(ValueError):
@@ -122,8 +146,8 @@ class GenerationSettings(Table):
 class SFT(Table):
     """Arguments for `trl.SFTConfig`, under the names that it gives them; the rest in a table."""
 
-    learning_rate: Amount
-    num_train_epochs: Amount
+    learning_rate: Positive
+    num_train_epochs: Positive
     per_device_train_batch_size: Count
     gradient_accumulation_steps: Count = 1
     logging_steps: Count = 10
@@ -140,7 +164,7 @@ class Lora(Table):
 
     r: Count
     lora_alpha: Count
-    lora_dropout: Amount = 0.0
+    lora_dropout: Share = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
 
 
@@ -205,11 +229,11 @@ class Profile(Table):
             raise ValueError(f"prompt: {' and '.join(named)} are both set. Keep one.")
         if self.models.reference_revision and not self.models.reference:
             raise ValueError("models: reference_revision is set and reference is not. Name it.")
-        for key in self.sft.arguments:
+        for key, value in self.sft.arguments.items():
             if key in vars(self.sft):
                 raise ValueError(f"sft: arguments: write {key} in [sft] itself.")
-            if key == "output_dir":
-                raise ValueError("sft: arguments: output_dir is chosen by the pages. Leave it out.")
+            if key in REFUSED and value is not False:
+                raise ValueError(f"sft: arguments: {REFUSED[key]}")
         if not (self.questions or self.held_out):
             raise ValueError("`questions` is empty. Write one [[questions]] at least.")
         for (text, _), times in Counter((q.text, q.system) for q in self.questions).items():
@@ -229,10 +253,9 @@ def load_profile(name: str | Path | None = None) -> Profile:
 
     Raises `ProfileError`, and `sft_utils.DataError` for data that questions cannot be drawn from.
     """
-    name = str(name or os.environ.get("SFT_PROFILE") or "atlas")
-    path = _find(name)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    path = find_profile(name)
+    try:  # "-sig": some editors begin a file with a mark that is no text
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # a huge number, or lists without an end
         raise ProfileError(f"The profile {path.name} is not valid TOML: {error}.") from error
     if "held_out" in tables:
@@ -265,11 +288,14 @@ def is_books_own() -> bool:
 
 
 def sft_arguments(profile: Profile) -> dict[str, Any]:
-    """The table ``[sft.arguments]``, each name and type checked against `trl.SFTConfig`.
+    """The table ``[sft.arguments]``, each name, type and range checked against `trl.SFTConfig`.
 
-    Without evaluation, ``eval_strategy = "no"``, none is made before the first update either, and
-    no best checkpoint is loaded at the end. Whether more of ``metric_for_best_model`` is better is
-    told by its name, or has to be written as ``greater_is_better``.
+    With them come those arguments of the pages that have to follow: without evaluation
+    (``eval_strategy = "no"``), none is made before the first update and no best checkpoint is
+    loaded at the end; checkpoints are saved when the model is evaluated, so that the best can be
+    chosen; and ``bf16`` is off where ``fp16`` or ``use_cpu`` is on. Whether more of
+    ``metric_for_best_model`` is better is told by its name, or has to be written as
+    ``greater_is_better``.
 
     Raises `ProfileError`. Explained in chapter 07.
     """
@@ -284,12 +310,39 @@ def sft_arguments(profile: Profile) -> dict[str, Any]:
         name: _build(hints[name], value, f"{where}: {name}", strict=True)
         for name, value in profile.sft.arguments.items()
     }
+    for name, value in given.items():
+        least, most, words = RANGES.get(name, _FINITE)
+        usual = SFTConfig.__dataclass_fields__[name].default  # -1 of max_steps, say
+        if isinstance(value, int | float) and value != usual and not least <= value <= most:
+            raise ProfileError(f"{where}: {name} must be {words}, not {short(value)}.")
     metric = given.get("metric_for_best_model")
     if metric is not None and "greater_is_better" not in given:
         given["greater_is_better"] = _more_is_better(metric, where)
+    if metric is None and given.get("greater_is_better"):
+        raise ProfileError(
+            f"{where}: greater_is_better is true, and the loss chooses the checkpoint. Name "
+            "another metric as metric_for_best_model, or leave it out."
+        )
+    return _following(given) | given
+
+
+def _following(given: dict[str, Any]) -> dict[str, Any]:
+    """What the pages' other arguments have to be beside those of the profile."""
+    more: dict[str, Any] = {}
     if given.get("eval_strategy") == "no":  # then there is nothing to choose a checkpoint by
-        return {"eval_on_start": False, "load_best_model_at_end": False, **given}
-    return given
+        more = {"eval_on_start": False, "load_best_model_at_end": False}
+    elif given.get("save_strategy") == "no":  # nothing to choose
+        more = {"load_best_model_at_end": False}
+    if (more | given).get("load_best_model_at_end", True):
+        for one, other in itertools.permutations(("eval_strategy", "save_strategy")):
+            if given.get(one) in ("steps", "epoch"):
+                more[other] = given[one]
+        for one, other in itertools.permutations(("eval_steps", "save_steps")):
+            if one in given:
+                more[other] = given[one]
+    if given.get("fp16") or given.get("use_cpu"):
+        more["bf16"] = False
+    return more
 
 
 def _more_is_better(metric: str, where: str) -> bool:
@@ -303,7 +356,9 @@ def _more_is_better(metric: str, where: str) -> bool:
     return METRICS[last]
 
 
-def _find(name: str) -> Path:
+def find_profile(name: str | Path | None = None) -> Path:
+    """The file of a profile, by the name that `load_profile` takes. Raises `ProfileError`."""
+    name = str(name or os.environ.get("SFT_PROFILE") or BOOKS_OWN)
     shipped = PROFILE_FILES / f"{name}.toml"
     if shipped.is_file() and shipped.parent == PROFILE_FILES:
         return shipped

@@ -181,6 +181,16 @@ def after_update(number: int) -> Callable[[SFTTrainer, Steps], None]:
     return spoil
 
 
+def by_the_clock(number: int) -> Callable[[SFTTrainer, Steps], None]:
+    """As in a run so long that every update comes later than a checkpoint may."""
+
+    def spoil(trainer: SFTTrainer, steps: Steps) -> None:
+        checkpoints.EVERY = 0.0
+        steps._last = number
+
+    return spoil
+
+
 def within_optimizer(trainer: SFTTrainer, steps: Steps) -> None:
     save = torch.save
 
@@ -227,8 +237,6 @@ def lose_optimizer(folder: Path, *_: Any) -> None:
 
 
 SECOND_EPOCH = "in the second epoch, between lines of the log"
-#: The same in other runs.
-OTHERS = {f"{SECOND_EPOCH}, {order}": order for order in ("at random", "of an adapter")}
 #: What ends each part of a run but the last, and from which checkpoint the next part goes on.
 KILLED = {
     SECOND_EPOCH: [(after_update(10), "checkpoint-9")],
@@ -253,6 +261,18 @@ KILLED = {
     "the run kept, the checkpoints there": [
         (on_call(runs, "_keep", 1, runs._keep), "checkpoint-10")
     ],
+}
+#: By name the run, and what ends its parts.
+CASES = {
+    **{where: ("by length", parts) for where, parts in KILLED.items()},
+    **{
+        f"{SECOND_EPOCH}, {order}": (order, KILLED[SECOND_EPOCH])
+        for order in ("at random", "of an adapter")
+    },
+    **{
+        f"by the clock, {order}": (order, [(by_the_clock(8), "checkpoint-7")])
+        for order in ("saved never", "saved by epoch")
+    },
 }
 
 
@@ -324,12 +344,12 @@ def main(folder: Path) -> None:
         "at random": build(folder, train_sampling_strategy="random", gradient_accumulation_steps=2,
                            per_device_train_batch_size=1),
         "of an adapter": build(folder, LoraConfig(r=4, lora_dropout=0.2)),
+        "saved never": build(folder, save_strategy="no", load_best_model_at_end=False),
+        "saved by epoch": build(folder, save_strategy="epoch", eval_strategy="epoch"),
     }  # fmt: skip
     for order, trainer in trainers.items():
         found[f"never, {order}"] = [part(trainer, folder / f"never {order}", None)]
-    cases = [(where, "by length", parts) for where, parts in KILLED.items()]
-    cases += [(name, order, KILLED[SECOND_EPOCH]) for name, order in OTHERS.items()]
-    for name, order, parts in cases:
+    for name, (order, parts) in CASES.items():
         store = folder / name
         spoils = [spoil for spoil, _ in parts]
         found[name] = [part(trainers[order], store, spoil) for spoil in [*spoils, None]]

@@ -1,5 +1,6 @@
 """The check of a profile: what it says is what a build would do, and it leaves nothing behind."""
 
+import io
 import json
 import math
 import re
@@ -8,10 +9,10 @@ import sys
 import tomllib
 
 import pytest
-from conftest import PROFILE, ROOT, conversation, run_alone, write_tiny
+from conftest import PROFILE, ROOT, conversation, make_model, run_alone, write_tiny
 from lookalikes import write_models
 
-from sft_utils import dry_run, experiment
+from sft_utils import dry_run, estimates, experiment
 from sft_utils.dry_run import check_profile, main
 from sft_utils.estimates import Lengths, work
 from sft_utils.profiles import load_profile
@@ -27,11 +28,18 @@ def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A tiny model without a chat template."""
+    write_tiny(folder := tmp_path_factory.mktemp("shared") / "tiny")
+    return folder
+
+
 @pytest.fixture
-def home(tmp_path):
-    """A folder with a tiny model without a chat template, 24 rows and a profile of them."""
+def home(tmp_path, tiny):
+    """A folder with the tiny model, 24 rows and a profile of them."""
     home = tmp_path / "home"
-    write_tiny(home / "tiny")
+    shutil.copytree(tiny, home / "tiny")
     rows = [conversation(f"Number {i}?", f"It is {i}.") for i in range(23)]
     write(home / "rows.jsonl", [*rows, conversation("And the long one?", "It is long. " * 9)])
     text = PROFILE.replace('reference = "tiny"', "").replace("= 64", "= 60")
@@ -75,7 +83,10 @@ def test_it_says_what_a_build_would_do(home, check):
     for part in ("base", "trainee"):
         assert f"tiny: {model.num_parameters():,} parameters, float32, in a folder" in said[part]
     assert said["reference"].startswith("none")
-    assert said["data"] == f"{home / 'rows.jsonl'}: 24 rows, none refused"
+    assert said["data"] == "rows.jsonl: 24 rows, none refused"
+    assert said["profile"].endswith("; the file mine.toml")
+    assert str(home) not in "".join(said.values())  # all is named as the profile names it
+    assert said["rehearsal"].startswith("one update of the trainee, an evaluation, a checkpoint")
     assert said["rows"] == "22 to train on, 2 for validation"
     assert said["stops"] == "an answer ends at '<|im_end|>'"
 
@@ -98,12 +109,13 @@ def test_lengths_loss_updates_and_memory_are_those_of_the_trainer(home, check):
     assert said["updates"] == f"{3 * math.ceil(batches / 2)} of 8 rows each, in 3 epochs"
     needed = sum(estimate_memory(trainer.model, 4 * 60, gpu=False).values())
     if trainer.args.device.type == "cpu":
-        assert f"about {dry_run._size(needed)}, estimated for 4 rows of 60" in said["memory"]
+        assert f"about {estimates.size(needed)}, estimated for 4 rows of 60" in said["memory"]
     size = 4 * trainer.model.num_parameters()
-    shown = [dry_run._size(count * size) for count in (3 * 3, 1)]
+    shown = [estimates.size(count * size) for count in (3 * 3, 1)]
     assert said["disk"].startswith(
         f"{shown[0]} for 3 checkpoints while it trains, {shown[1]} for the kept run; "
     )
+    assert f"\n{estimates.size(2 * size)} for the model that chapter 07 exports" in said["disk"]
     assert "measured in passes of the trainee on this machine" in said["time"]
 
 
@@ -124,7 +136,7 @@ def test_an_update_of_a_trainer_takes_as_many_tokens(home):
 
 
 def files(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    return {path: path.is_file() and path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def test_the_command_tells_writes_nothing_and_has_a_status(home, monkeypatch, capsys):
@@ -145,7 +157,9 @@ def test_the_command_tells_writes_nothing_and_has_a_status(home, monkeypatch, ca
     assert files(inside) == before
     monkeypatch.setenv("SFT_PROFILE", str(home / "none.toml"))
     assert main(["check"]) == 1
-    assert capsys.readouterr().out.startswith("PROBLEM    There is no profile")
+    told = capsys.readouterr().out
+    assert told.startswith("PROBLEM    There is no profile")
+    assert told.endswith("1 problem: a build would fail\n")
     with pytest.raises(SystemExit):
         main([])
 
@@ -167,7 +181,7 @@ def test_lora_is_counted(home, check):
     weights = list(trainer.model.parameters())
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
     assert said["lora"].startswith(f"{trained:,} parameters are trained, ")
-    assert said["disk"].startswith(f"{dry_run._size(3 * 3 * 4 * trained)} for 3 checkpoints")
+    assert said["disk"].startswith(f"{estimates.size(3 * 3 * 4 * trained)} for 3 checkpoints")
 
 
 def test_what_the_mask_is_known_from_and_what_the_template_drops(home, check):
@@ -236,17 +250,191 @@ def test_a_model_that_does_not_fit_is_not_loaded(check, monkeypatch):
         (('text = "Hi"', 'text = "<|im_end|>"'), r"base: Turn 0 \(user\) contains '<\|im_end\|>'"),
         (("[prompt]", '[prompt]\nstop_tokens = ["ab cd"]'), r"'ab cd' is \d tokens of"),
         (("[data]", 'trainee_revision = "v1"\n[data]'), r"trainee: The folder .* no revision 'v1'"),
-        (("[[q", "[sft.arguments]\nsave_steps = 0.3\n[[q"), "settings: .*steps"),
         (
-            ("[[q", "[lora]\nr = 1\nlora_alpha = 1\ntarget_modules = ['q_prj']\n[[q"),
-            "Target modules .*q_prj.* not found",
+            ('"Hi"', f'"{"Hi " * 600}"'),
+            r"base: the question 'Hi .* tokens; with max_new_tokens = 4",
         ),
+        (("max_new_tokens = 4", "max_new_tokens = 600"), "more than the model's context of 512"),
+        (("max_new_tokens = 4", "max_new_tokens = 0"), "max_new_tokens must be greater than 0, no"),
+        (("= 1e-2", "= nan"), "learning_rate must be a finite number, not nan"),
+        (("= 1e-2", "= 0"), "learning_rate must be greater than 0, not 0"),
+        (("= 1e-2", "= -1.0"), "learning_rate must be greater than 0, not -1.0"),
+        (("= 1e-2", "= 1e300"), "training: the loss is no number after one update: lower"),
+        (("_epochs = 3", "_epochs = 0"), "num_train_epochs must be greater than 0, not 0"),
+        (("_epochs = 3", "_epochs = inf"), "num_train_epochs must be a finite number, not inf"),
+        (("batch_size = 4", "batch_size = 0"), "batch_size must be greater than 0, not 0"),
+        (("batch_size = 4", f"batch_size = {10**12}"), "batch_size must be less than 2147483648"),
+        (("max_length = 60", "max_length = 0"), "max_length must be greater than 0, not 0"),
+        (
+            ("max_length = 60", 'lr_scheduler_type = "cosine_with_min_lr"'),
+            "sft: lr_scheduler_type =",
+        ),
+        (("max_length = 60", 'lr_scheduler_type = "cosin"'), "sft: lr_scheduler_type = 'cosin'"),
     ],
 )
 def test_a_problem_is_told(check, change, problem):
     good, said = check(change)
     assert not good
     assert re.search(problem, said["PROBLEM"]), said["PROBLEM"]
+
+
+ARGUMENTS = {  # lines of [sft.arguments], and what is said of them
+    'optim = "paged_adamw_8bit"': r"optim = 'paged_adamw_8bit': .*bitsandbytes.* Change it or",
+    'optim = "adamw"': "optim = 'adamw': .*",
+    'report_to = "tensorboard"': "report_to = 'tensorboard': .*tensorboard",
+    'pad_token = "<none>"': "pad_token = '<none>': .*not found in the vocabulary",
+    'eos_token = "<none>"': "eos_token = '<none>': ",
+    'metric_for_best_model = "rouge"': "metric_for_best_model is 'rouge'.*Write greater_is_better",
+    'metric_for_best_model = "dev_exact"': "metric_for_best_model = 'dev_exact': .*eval_loss",
+    "greater_is_better = true": "greater_is_better is true, and the loss chooses",
+    'chat_template_path = "none.jinja"': "chat_template_path = 'none.jinja': ",
+    "push_to_hub = true": "push_to_hub is true, and a build sends nothing.*hf upload",
+    'resume_from_checkpoint = "c"': "resume_from_checkpoint is chosen by the store of runs",
+    "gradient_checkpointing = true": r"write activation_checkpointing in \[sft\] itself",
+    'deepspeed = "none.json"': "deepspeed = 'none.json': ",
+    'eval_strategy = "no"\nload_best_model_at_end = true': "eval_strategy = 'no': ",
+    'eval_strategy = "epoch"\nsave_strategy = "steps"': "eval_strategy = 'epoch': .*to match",
+    "eval_steps = 0.2\nsave_steps = 0.3": "eval_steps = 0.2: .*multiple",
+    "eval_steps = 0": "eval_steps must be above 0, at most 2147483647, not 0",
+    "max_steps = 0": "max_steps must be from 1 to 2147483647, not 0",
+    "seed = -1": "seed must be from 0 to 4294967295, not -1",
+    f"seed = {2**40}": "seed must be from 0 to 4294967295, not 1099511627776",
+    "per_device_eval_batch_size = 0": "per_device_eval_batch_size must be from 1",
+    "weight_decay = nan": "weight_decay must be 0 or more, not nan",
+    "adam_beta1 = inf": "adam_beta1 must be a finite number, not inf",
+    "adam_beta1 = 2.0": "adam_beta1 = 2.0: .*[Ii]nvalid beta",
+    "max_grad_norm = -1.0": "max_grad_norm must be 0 or more, not -1.0",
+}
+LORA = {  # of [lora]
+    "r = 1\nlora_alpha = 1\ntarget_modules = ['q_prj']": r"target_modules = \('q_prj',\): .*not f",
+    "r = 1\nlora_alpha = 1\ntarget_modules = '(('": r"lora: target_modules = '\(\(': .*position \d",
+    "r = 1\nlora_alpha = 1\nlora_dropout = 1.5": "lora_dropout must be less than 1, not 1.5",
+    f"r = {10**12}\nlora_alpha = 1": "r must be less than 2147483648, not 1000000000000",
+    "r = 100000\nlora_alpha = 1": "r = 100,000 makes an adapter of .* Lower r",
+}
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [(f"[sft.arguments]\n{lines}", said) for lines, said in ARGUMENTS.items()]
+    + [(f"[lora]\n{lines}", said) for lines, said in LORA.items()],
+)
+def test_a_setting_that_would_stop_the_build_is_named(check, lines, problem):
+    good, said = check(more=lines)
+    assert not good
+    assert re.search(problem, said["PROBLEM"]), said["PROBLEM"]
+    assert "Traceback" not in said["PROBLEM"] and "sft-check" not in said["PROBLEM"]
+    assert said["result"] == "1 problem: a build would fail"
+
+
+def test_all_settings_that_are_wrong_are_named_at_once(check):
+    lines = '[sft.arguments]\noptim = "paged_adamw_8bit"\npad_token = "<none>"\nseed = 3'
+    good, said = check(more=lines)
+    assert not good and said["result"] == "2 problems: a build would fail"
+    assert "optim =" in said["PROBLEM"] and "pad_token =" in said["PROBLEM"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "[sft.arguments]\nmax_steps = 3",
+        "[sft.arguments]\nmax_steps = -1\nlogging_strategy = 'no'\nseed = 3",
+        "[sft.arguments]\neval_strategy = 'epoch'\nmetric_for_best_model = 'mean_token_accuracy'",
+        "[sft.arguments]\neval_steps = 500",  # more than there are updates
+        "[sft.arguments]\nsave_strategy = 'best'\npacking = true",
+        "[sft.arguments]\nsave_strategy = 'no'\npush_to_hub = false",
+        "[sft.arguments]\neval_strategy = 'no'\nassistant_only_loss = false",
+        "lr_scheduler_type = 'cosine_with_min_lr'\n[sft.arguments]\n"
+        "lr_scheduler_kwargs = {min_lr = 1e-5}",
+        "[lora]\nr = 2\nlora_alpha = 4\ntarget_modules = ['q_proj']",
+    ],
+)
+def test_settings_that_work_pass(check, lines):
+    good, said = check(("[[q", f"{lines}\n[[q"))
+    assert good, said["PROBLEM"]
+
+
+def test_a_generation_config_that_transformers_does_not_save_again_is_mended(home, check):
+    file = home / "tiny" / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": 2, "temperature": 0.6, "top_p": 0.9}))
+    good, said = check()
+    assert good, said["PROBLEM"]
+    settings = experiment.load_trainee(load_profile(home / "mine.toml"))[0].generation_config
+    assert (settings.do_sample, settings.temperature, settings.top_p) == (True, 0.6, 0.9)
+    file.write_text(json.dumps({"eos_token_id": 2, "early_stopping": True}))
+    good, said = check()
+    assert not good
+    assert re.search("training: GenerationConfig is invalid: .*early_stopping", said["PROBLEM"])
+
+
+def test_nothing_left_to_validate_on_is_a_problem(home, check):
+    judged = experiment.load_rows(load_profile(home / "mine.toml"))[1]["messages"]
+    rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()]
+    long = conversation("Why? " * 40, "So.")
+    write(home / "rows.jsonl", [long if row["messages"] in judged else row for row in rows])
+    good, said = check()
+    assert not good
+    assert said["PROBLEM"].startswith("No validation row has anything left to learn: the shortest")
+
+
+@pytest.mark.parametrize("kind", ["learned positions", "rotary positions"])
+def test_rows_beyond_the_context_of_the_model_are_a_problem(home, check, kind):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    if kind == "learned positions":
+        config = GPT2Config(vocab_size=300, n_positions=64, n_embd=16, n_layer=1, n_head=1)
+        model = GPT2LMHeadModel(config)
+        model.generation_config.eos_token_id = 2
+    else:
+        model = make_model("llama", max_position_embeddings=64)
+    model.save_pretrained(home / "tiny")
+    good, said = check(("max_length = 60", "max_length = 128"))
+    assert not good
+    assert said["PROBLEM"].startswith(
+        "data: 1 of 22 rows have more tokens than the model's context"
+    )
+    assert "of 64, the longest" in said["PROBLEM"] and "Set max_length = 64" in said["PROBLEM"]
+    good, said = check(("max_length = 128", "max_length = 64"))
+    assert good, said["PROBLEM"]
+
+
+def test_whatever_else_is_raised_is_a_problem_and_no_traceback(check, monkeypatch):
+    def fail(profile):
+        raise RuntimeError("the disk broke")
+
+    monkeypatch.setattr(dry_run, "load_trainee", fail)
+    good, said = check()
+    assert not good and said["PROBLEM"] == "RuntimeError: the disk broke"
+
+
+def test_a_disk_that_is_too_small_is_a_problem(check, monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(estimates.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    good, said = check()
+    assert not good
+    assert "are more than is free. Make room, or set SFT_RUNS" in said["PROBLEM"]
+    assert "set TMPDIR" in said["PROBLEM"]
+
+
+def test_a_terminal_that_does_not_know_every_character_is_told_all_the_same(home, monkeypatch):
+    rows = [conversation(f"Number {i}?", f"Είναι {i}.") for i in range(24)]
+    write(home / "rows.jsonl", rows)
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    assert main(["check", str(home / "mine.toml")]) == 0
+    sys.stdout.flush()
+    assert rb"\u0395" in shown.getvalue()
+
+
+def test_a_copy_under_the_name_of_a_shipped_profile_is_told_apart(home, monkeypatch, capsys):
+    (home / "atlas.toml").write_text("\ufeff" + (home / "mine.toml").read_text(), "utf8")
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(dry_run, "_models", lambda profile, report: {})
+    main(["check", "atlas.toml"])
+    assert "atlas, 1 questions; the file atlas.toml" in capsys.readouterr().out
+    main(["check", "atlas"])
+    assert "atlas, 10 questions; shipped with the package" in capsys.readouterr().out
 
 
 def test_refused_rows_are_listed_with_their_lines(home, check):
@@ -273,7 +461,8 @@ def test_rows_with_nothing_left_to_learn_are_dropped(home, check):
     trainer = experiment.walkthrough_trainer(load_profile(home / "mine.toml"))
     dropped = 38 - len(trainer.train_dataset)
     assert good and 0 < dropped < 38
-    assert said["lengths"].endswith(f"; {dropped} have nothing left to learn and are dropped")
+    assert f"; {dropped} have nothing left to learn and are dropped" in said["lengths"]
+    assert f"\n{20 - dropped} of 2 validation rows as well" in said["lengths"]
     batches = len(trainer.get_train_dataloader())
     assert said["updates"].startswith(f"{3 * math.ceil(batches / 2)} of ")
     write(home / "rows.jsonl", [conversation("Why? " * 40, "So.")] * 20)

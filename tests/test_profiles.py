@@ -129,6 +129,7 @@ def test_unknown_profile(name):
         ("[sft]", "columns = {promt = 'q'}\n[sft]", r"unknown promt\. Did you mean prompt\?"),
         (Q, f"[sft.arguments]\nmax_length = 5\n{Q}", "max_length in .sft. it"),
         (Q, f"[sft.arguments]\noutput_dir = 'a'\n{Q}", "output_dir is chosen"),
+        (Q, f"[sft.arguments]\npush_to_hub = true\n{Q}", "a build sends nothing anywhere"),
         ("[models]", "[[models]]", r"toml: models must be a table, not \[\{"),
         ("[models]", "held_out = 3\n[models]", r"held_out is a key of \[questions\]\. Write"),
         ('"Who?"', "1979-05-27", r"questions\[0\]: text must be a valid string, not datetime"),
@@ -238,6 +239,28 @@ def test_further_arguments_are_checked_against_sftconfig(profile):
     mine = profile(MINIMAL + "[sft.arguments]\nweight_decay = 1\noptim = 'sgd'\npacking = true")
     assert sft_arguments(mine) == {"weight_decay": 1.0, "optim": "sgd", "packing": True}
     assert type(sft_arguments(mine)["weight_decay"]) is float
+
+
+@pytest.mark.parametrize(
+    ("lines", "follows"),
+    [
+        ("eval_strategy = 'epoch'", {"save_strategy": "epoch"}),
+        ("save_strategy = 'epoch'", {"eval_strategy": "epoch"}),
+        ("eval_steps = 50", {"save_steps": 50.0}),
+        ("save_steps = 0.5\neval_steps = 0.25", {}),
+        ("eval_steps = 50\nload_best_model_at_end = false", {}),
+        ("save_strategy = 'best'", {}),
+        ("save_strategy = 'no'", {"load_best_model_at_end": False}),
+        ("fp16 = true", {"bf16": False}),
+        ("use_cpu = true\nbf16 = true", {}),
+        ("push_to_hub = false", {}),
+    ],
+)
+def test_what_the_pages_fix_follows_what_the_profile_sets(profile, lines, follows):
+    mine = profile(f"{MINIMAL}[sft.arguments]\n{lines}")
+    found = sft_arguments(mine)
+    assert {name: found[name] for name in found.keys() - mine.sft.arguments} == follows
+    assert {name: found[name] for name in mine.sft.arguments} == mine.sft.arguments
 
 
 def test_without_evaluation_nothing_is_chosen_by_it(profile):

@@ -355,7 +355,7 @@ def _profile(package: Package, folder: Path) -> dict[str, str]:
     if file:
         found[f"profile {name}"] = hash_file(file)
         with suppress(tomllib.TOMLDecodeError, UnicodeDecodeError):
-            for text in _strings(tomllib.loads(file.read_text(encoding="utf-8"))):
+            for text in _strings(tomllib.loads(file.read_text(encoding="utf-8-sig"))):
                 for path in _local_files(text, (file.parent, folder)):
                     found[path.as_posix()] = hash_file(path)
     return found

@@ -142,7 +142,7 @@ def names_a_reference() -> bool:
     """Whether the profile in use names a reference, as far as its file can be read."""
     file = profile_file(Path.cwd())
     try:
-        return bool(tomllib.loads(file.read_text(encoding="utf-8"))["models"]["reference"])
+        return bool(tomllib.loads(file.read_text(encoding="utf-8-sig"))["models"]["reference"])
     except (AttributeError, OSError, ValueError, KeyError, TypeError):
         return False  # the first page says what is wrong with the profile
 

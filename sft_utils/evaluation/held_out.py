@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..models import context_of
 from ..results import Measure
 from .comparison import origin_of, percent
 from .likelihood import likelihood
@@ -129,7 +130,7 @@ def _fits(held: HeldOutAnswer, profile: Profile, model: Any, tokenizer: Any) -> 
     except ChatTemplateError:
         return False
     most = profile.sft.max_length or math.inf
-    room = min(most, _context(model) - profile.generation.max_new_tokens)
+    room = min(most, context_of(model) - profile.generation.max_new_tokens)
     return len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) < room
 
 
@@ -171,7 +172,7 @@ def ask_held_out(
         template_kwargs=profile.prompt.template_kwargs,
         return_details=True,
     )
-    most = min(profile.sft.max_length or math.inf, _context(model) - 1)  # and the end of turn
+    most = min(profile.sft.max_length or math.inf, context_of(model) - 1)  # and the end of turn
     rows = []
     for held, said in zip(held_out, given, strict=True):
         found = likelihood(model, tokenizer, said.prompt, held.answer, max_length=most)
@@ -295,11 +296,6 @@ def answer_ids(answer: Generation) -> list[int]:
 def _has(frame: pd.DataFrame, name: str) -> bool:
     """Whether something was measured: a template need not have an end of turn."""
     return bool(frame["loss" if name == "perplexity" else name].notna().any())
-
-
-def _context(model: Any) -> float:
-    """The tokens that a model can read, where its config says so."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 def _most(name: str) -> float:

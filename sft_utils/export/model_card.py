@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ..models import resolve
 from ..redaction import without_secrets
 from ..results import Measure
-from ..training.arguments import dtype_of, lora_arguments, own_metric, run_arguments
+from ..training.arguments import (
+    dtype_of,
+    kept_update,
+    lora_arguments,
+    own_metric,
+    run_arguments,
+)
 from .serving import serving_commands
 from .trl_script import code, filled, versions_of, yaml_line
 
@@ -69,10 +75,11 @@ def model_card(
     args, state = trainer.args, trainer.state
     model: Any = trainer.model
     kept = f"The weights are those after the last of {state.global_step:,} updates."
-    if args.load_best_model_at_end:
+    chosen = kept_update(trainer)
+    if chosen is not None:
         kept = (
-            f"The weights are those after update {state.best_global_step:,} of "
-            f"{state.global_step:,}, chosen by `{args.metric_for_best_model}`."
+            f"The weights are those after update {chosen:,} of {state.global_step:,}, chosen by "
+            f"`{args.metric_for_best_model}`."
         )
     settings = run_arguments(trainer) | lora_arguments(trainer)
     if own_metric(args):

@@ -107,7 +107,7 @@ def run_yaml(trainer: SFTTrainer, start: str | Path, revision: str | None = None
     }
     lines = [
         "# To repeat this fine-tuning, in this folder: trl sft --config run.yaml",
-        f"# Written for {versions_of('trl', 'transformers', 'datasets')}.",
+        f"# Written for {versions_of(*_packages(trainer))}.",
         *(f"# {note}" for note in _notes(trainer)),
     ]
     for title, arguments in groups.items():
@@ -140,7 +140,7 @@ def train_script(trainer: SFTTrainer, start: str | Path, revision: str | None = 
     lines = [
         '"""Repeats this fine-tuning, as `trl sft --config run.yaml` does. Run it in this folder.',
         "",
-        f"Written for {versions_of('trl', 'transformers', 'datasets')}.",
+        f"Written for {versions_of(*_packages(trainer))}.",
         *_notes(trainer),
         '"""',
         "",
@@ -174,6 +174,10 @@ def write_rows(rows: Dataset, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows.with_format(None):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _packages(trainer: Any) -> list[str]:
+    return ["trl", "transformers", "datasets", *["peft"] * bool(lora_arguments(trainer))]
 
 
 def _notes(trainer: Any) -> list[str]:

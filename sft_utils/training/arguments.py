@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import enum
 import json
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,15 @@ def own_metric(args: Any) -> bool:
     return metric not in ("loss", "mean_token_accuracy", "entropy")  # TRL's own trainer has these
 
 
+def kept_update(trainer: Any) -> int | None:
+    """The update whose checkpoint was chosen and loaded at the end, or None if the last stayed.
+
+    Nothing was chosen where the run ended before it was evaluated, or what was best not saved.
+    """
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    return int(best.rpartition("-")[2]) if best else None
+
+
 def dtype_of(trainer: Any) -> str:
     """The number type of the weights."""
     return str(trainer.model.dtype).removeprefix("torch.")
@@ -110,7 +120,12 @@ def lora_arguments(trainer: Any) -> dict[str, Any]:
         return {}
     (adapter,) = adapters.values()
     found = {name: getattr(adapter, of) for name, of in _LORA.items()}
-    return {k: sorted(v) if isinstance(v, set) else v for k, v in found.items()}
+    targets = found["lora_target_modules"]
+    if isinstance(targets, set):
+        # TRL takes a list of one for a pattern, which has to fit the whole name of a module.
+        one = [rf"(.*\.)?{re.escape(name)}" for name in targets]
+        found["lora_target_modules"] = one if len(one) == 1 else sorted(targets)
+    return found
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 MANIFEST = "manifest.json"
+EVERY = 300.0  # seconds of training from a checkpoint to the next, at most
 EPOCH = "epoch-start"  # the state of the random generators from which an epoch draws its order
 #: What the trainers of transformers and TRL have counted since the log's last line, and before.
 _COUNTED = ("_total_loss_scalar", "_globalstep_last_logged", "_total_train_tokens")
@@ -77,6 +78,9 @@ def mark_whole(checkpoint: Path, best: str | None = None) -> None:
 class WholeCheckpoints(TrainerCallback):
     """Seals every checkpoint, and removes the one before only then.
 
+    Where the settings save none for `EVERY` seconds it asks for one more. None of these is taken
+    for the best, since the model is not evaluated there, so that the result stays the same.
+
     Beside the trainer's own files it keeps what transformers forgets, so that the log of a
     resumed run is that of a run which was never stopped: the sums since the last line of the log,
     TRL's counts of tokens, the ``records`` of callbacks, the state from which the epoch drew its
@@ -104,7 +108,7 @@ class WholeCheckpoints(TrainerCallback):
         self.resumed, self.own, self.lost = resumed, own, False
         self.progress = f"progress_{args.process_index}.json"
         self.before = 0.0
-        self.start = time.perf_counter()
+        self.start = self.saved = time.perf_counter()
 
     @property
     def seconds(self) -> float:
@@ -159,6 +163,13 @@ class WholeCheckpoints(TrainerCallback):
             self.lost = True
         return not self.lost
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        # Of several processes each has its own clock, and all save together or not at all. At the
+        # end of an epoch the settings may evaluate, or save once more.
+        late = time.perf_counter() - self.saved > EVERY and args.world_size == 1 and not self.lost
+        if late and not (control.should_evaluate or float(state.epoch).is_integer()):
+            control.should_save = True
+
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         self.written(lambda: self._seal(args, state))
 
@@ -183,6 +194,7 @@ class WholeCheckpoints(TrainerCallback):
             best = state.best_model_checkpoint and Path(state.best_model_checkpoint).name
             mark_whole(checkpoint, best)
             _prune(folder, {checkpoint.name, best})
+        self.saved = time.perf_counter()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Make the speeds in the log's last line those of the whole run."""
@@ -196,13 +208,14 @@ class WholeCheckpoints(TrainerCallback):
 def train_resumably(trainer: Trainer, folder: Path | None) -> float:
     """Call ``trainer.train()``, from the last whole checkpoint in ``folder`` if there is one.
 
-    Checkpoints go to ``folder``, at the moments that the trainer's arguments name, with all that
-    is needed to go on. Returns the seconds that the training took, in all its parts.
+    Checkpoints go to ``folder``, at the moments that the trainer's arguments name and at least
+    every five minutes (`EVERY`), with all that is needed to go on. Returns the seconds that the
+    training took, in all its parts.
 
-    Without a folder, or if the trainer saves nothing on the way, it is trained from the start. The
-    folder must belong to this very run: see `fingerprints.fingerprint`. Explained in chapter 25.
+    Without a folder it is trained from the start. The folder must belong to this very run: see
+    `fingerprints.fingerprint`. Explained in chapter 25.
     """
-    if folder is None or trainer.args.save_strategy == "no":
+    if folder is None:
         start = time.perf_counter()
         trainer.train()
         return time.perf_counter() - start
@@ -234,7 +247,7 @@ def train_resumably(trainer: Trainer, folder: Path | None) -> float:
         finally:
             trainer.remove_callback(keeper)
             trainer._save_checkpoint = save  # type: ignore[method-assign]
-            if not _checkpoints(folder):  # it failed before the first
+            if not _checkpoints(folder):  # it failed, or ended, before the first
                 shutil.rmtree(folder, ignore_errors=True)
     return keeper.seconds
 

@@ -53,10 +53,10 @@ def train(trainer: Trainer, store: str | Path | None = None) -> Run:
     training starts from the trainer's seed. Checkpoints that the trainer writes on the way are
     no part of the result.
 
-    A run that was stopped, or killed, goes on from its last whole checkpoint where the trainer's
-    ``save_strategy`` makes any: they wait in the store, under the fingerprint and ``.partial``,
-    until the run is finished. Of two processes that want the same run one computes it, and the
-    other waits and takes it. Explained in chapter 25.
+    A run that was stopped, or killed, goes on from its last whole checkpoint. They are made where
+    the trainer's ``save_strategy`` says and at least every five minutes, and wait in the store,
+    under the fingerprint and ``.partial``, until the run is finished. Of two processes that want
+    the same run one computes it, and the other waits and takes it. Explained in chapter 25.
 
     ``store`` defaults to the environment variable ``SFT_RUNS``, then to ``.runs`` at the root of
     the book, then to the user's cache. An entry is kept whole or not at all, and a damaged one is

@@ -340,16 +340,30 @@ def test_a_name_on_the_hub_is_kept(plain, tmp_path):
     assert ModelCard.load(folder / "model" / "README.md").data.base_model == "owner/base"
 
 
-def test_the_adapter_is_named_and_merged(build, start, tmp_path, run_script, monkeypatch):
-    adapter = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
-    trainer = build(trained=True, given={"peft_config": adapter}, learning_rate=0.1, max_steps=3)
+@pytest.mark.parametrize(
+    ("targets", "named"),
+    [
+        (["q_proj", "v_proj"], ["q_proj", "v_proj"]),
+        (["q_proj"], [r"(.*\.)?q_proj"]),  # a list of one is a pattern to TRL
+        (r".*\.[qv]_proj", r".*\.[qv]_proj"),
+    ],
+)
+def test_the_adapter_is_named_and_merged(
+    build, start, tmp_path, run_script, monkeypatch, targets, named
+):
+    adapter = LoraConfig(r=4, lora_alpha=8, target_modules=targets)
+    changes = {"learning_rate": 0.1, "max_steps": 3, "save_strategy": "steps", "save_steps": 3}
+    trainer = build(trained=True, given={"peft_config": adapter}, **changes)
     folder = take(trainer, tmp_path / "taken", start)
     written = yaml.safe_load((folder / "run.yaml").read_text("utf8"))
     assert (written["use_peft"], written["lora_r"], written["lora_alpha"]) == (True, 4, 8)
-    assert written["lora_target_modules"] == ["q_proj", "v_proj"]
+    assert written["lora_target_modules"] == named
+    assert "peft " in (folder / "train.py").read_text("utf8").partition("import")[0]
     check_script((folder / "train.py").read_text("utf8"))
     run_script(folder, "train.py")
     assert_same_losses(folder / "out-script" / "trainer_state.json", trainer)
+    run_script(folder, sft.__file__, "--config", "run.yaml")
+    assert_same_losses(folder / "out-trl" / "checkpoint-3" / "trainer_state.json", trainer)
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     ids = torch.tensor([[5, 6, 7]])
     trainer.model.eval()
@@ -407,6 +421,13 @@ def test_the_card_names_what_the_checkpoint_was_chosen_by(taken):
     text = ModelCard.load(folder / "model" / "README.md").content
     assert "those after update 2 of 6, chosen by `dev_exact`" in text
     assert "\nmetric_for_best_model: dev_exact\ngreater_is_better: true\n" in text
+
+
+def test_a_run_that_chose_nothing_says_so(plain, start, tmp_path, monkeypatch):
+    """It was to choose, and ended before the first evaluation."""
+    monkeypatch.setattr(plain.args, "load_best_model_at_end", True)
+    folder = take(plain, tmp_path / "taken", start)
+    assert "those after the last of 1 updates" in (folder / "model" / "README.md").read_text("utf8")
 
 
 def test_data_of_ones_own_is_named_without_its_place(plain, start, tmp_path):

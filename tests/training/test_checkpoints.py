@@ -7,15 +7,18 @@ import signal
 import sys
 from pathlib import Path
 
+import killed_runs
 import pytest
 from conftest import make_model, quick_config, run_alone
-from killed_runs import KILLED, OTHERS, SECOND_EPOCH, UPDATES
+from killed_runs import CASES, KILLED, UPDATES, Steps, build, state_of
 
+from sft_utils.training import checkpoints
 from sft_utils.training.checkpoints import (
     MANIFEST,
     WholeCheckpoints,
     last_whole_checkpoint,
     mark_whole,
+    train_resumably,
 )
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="forks processes that have torch")
@@ -38,12 +41,12 @@ def found(tmp_path_factory):
 
 @pytest.mark.weekly
 @linux
-@pytest.mark.parametrize("case", [*KILLED, *OTHERS])
+@pytest.mark.parametrize("case", CASES)
 def test_a_killed_run_ends_as_one_that_was_never_stopped(found, case):
-    [(code, expected)] = found[f"never, {OTHERS.get(case, 'by length')}"]
+    order, parts = CASES[case]
+    [(code, expected)] = found[f"never, {order}"]
     assert code == 0 and expected["step"] == UPDATES
 
-    parts = KILLED[SECOND_EPOCH if case in OTHERS else case]
     *stopped, (code, last) = found[case]
     assert [code for code, _ in stopped] == [-signal.SIGKILL] * len(parts)
     assert code == 0
@@ -99,6 +102,27 @@ def test_of_two_that_want_the_same_run_one_computes_it(found):
     assert (code, other) == (0, 0)
     assert (reused, taken) == (False, True)
     assert first == second == {name: found["never, by length"][0][1][name] for name in first}
+
+
+@pytest.mark.parametrize("strategy", ["no", "epoch"])
+def test_a_long_run_is_saved_by_the_clock_and_ends_the_same(tmp_path, monkeypatch, strategy):
+    """Whatever its settings save: here every update comes later than a checkpoint may."""
+    changes = {"save_strategy": strategy, "load_best_model_at_end": False, "eval_steps": 4}
+    whole = build(tmp_path, **changes)
+    train_resumably(whole, tmp_path / "whole")
+    expected = state_of(whole)
+    stopped, folder = build(tmp_path, **changes), tmp_path / "stopped"
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+    monkeypatch.setattr(killed_runs, "kill", lambda: signal.raise_signal(signal.SIGINT))
+    stopped.add_callback(steps := Steps())
+    steps._last = 8  # of 10, and an evaluation: the last checkpoint is that of 7
+    with pytest.raises(KeyboardInterrupt):
+        train_resumably(stopped, folder)
+    assert last_whole_checkpoint(folder).name == "checkpoint-7"
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-7"]
+    again = build(tmp_path, **changes)
+    train_resumably(again, folder)
+    assert {**state_of(again), "random": 0} == {**expected, "random": 0}
 
 
 # --- What counts as a checkpoint ---------------------------------------------------------------
