@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from .data.checks import check_rows
 from .data.loss_mask import dropped_turns, loss_mask, loss_tokens, with_markers
 from .data.readers import DataError
-from .data.rows import load_sft_dataset
+from .data.rows import read_sft_dataset
 from .environment import describe_device, quiet
 from .estimates import Lengths, answering_step, duration, measured_rate, page_times, work
 from .evaluation.questions import SCORERS
@@ -200,9 +200,10 @@ def _rows(profile: Profile, report: Report) -> tuple[Dataset, Dataset] | None:
     """The rows of the data set that are used, as they come, and of them those to train on."""
     data = profile.data
     try:
-        whole = load_sft_dataset(
+        reading = read_sft_dataset(
             data.source, split=data.split, revision=data.revision, columns=data.columns
         )
+        whole = reading.dataset
         training, validation = load_rows(profile)
     except DataError as error:
         report.problem(f"data: refused\n{error}")
@@ -212,6 +213,8 @@ def _rows(profile: Profile, report: Report) -> tuple[Dataset, Dataset] | None:
     why += [f"rows = {data.rows} on this machine"] * (data.rows == kept < len(whole))
     left = f", {len(whole) - kept:,} left out ({', '.join(why)})" if why else ""
     report.line("data", f"{data.source}: {len(whole):,} rows{left}, none refused")
+    report.line("read as", reading.read_as)
+    report.line("not used", reading.not_used)
     report.line("rows", f"{len(training):,} to train on, {len(validation):,} for validation")
     return (whole if profile.held_out else whole.select(range(kept))), training
 

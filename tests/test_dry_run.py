@@ -76,6 +76,8 @@ def test_it_says_what_a_build_would_do(home, check):
         assert f"tiny: {model.num_parameters():,} parameters, float32, in a folder" in said[part]
     assert said["reference"].startswith("none")
     assert said["data"] == f"{home / 'rows.jsonl'}: 24 rows, none refused"
+    assert said["read as"] == "rows of turns (messages -> turns)"
+    assert said["not used"] == "no column"
     assert said["rows"] == "22 to train on, 2 for validation"
     assert said["stops"] == "an answer ends at '<|im_end|>'"
 
