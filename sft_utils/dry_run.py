@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from .data.checks import check_rows
 from .data.loss_mask import dropped_turns, loss_mask, loss_tokens, with_markers
 from .data.readers import DataError
-from .data.rows import load_sft_dataset
+from .data.rows import read_sft_dataset
 from .environment import describe_device, quiet
 from .estimates import (
     Lengths,
@@ -260,9 +260,10 @@ def _rows(profile: Profile, report: Report) -> tuple[Dataset, Dataset, Dataset] 
     """The rows that are used, as they come, and of them those for training and validation."""
     data = profile.data
     try:
-        whole = load_sft_dataset(
+        reading = read_sft_dataset(
             data.source, split=data.split, revision=data.revision, columns=data.columns
         )
+        whole = reading.dataset
         training, validation = load_rows(profile)
     except Exception as error:
         report.problem(f"data: refused\n{error}")
@@ -272,6 +273,8 @@ def _rows(profile: Profile, report: Report) -> tuple[Dataset, Dataset, Dataset] 
     why += [f"rows = {data.rows} on this machine"] * (data.rows == kept < len(whole))
     left = f", {len(whole) - kept:,} left out ({', '.join(why)})" if why else ""
     report.line("data", f"{data.source}: {len(whole):,} rows{left}, none refused")
+    report.line("read as", reading.read_as)
+    report.line("not used", reading.not_used)
     report.line("rows", f"{len(training):,} to train on, {len(validation):,} for validation")
     return (whole if profile.held_out else whole.select(range(kept))), training, validation
 

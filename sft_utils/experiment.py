@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .data.checks import check_rows
+from .data.duplicates import same_text
 from .data.loss_mask import with_markers
 from .data.readers import DataError
 from .data.rows import load_sft_dataset
@@ -82,9 +83,9 @@ def load_trainee(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizer
 def load_rows(profile: Profile) -> tuple[Dataset, Dataset]:
     """The rows to train on and the validation rows, split by a fixed seed.
 
-    Rows that ask a question which the profile holds out are in neither. The profile's
-    ``template_kwargs`` stand in each row as ``chat_template_kwargs``, where TRL looks for them.
-    Raises `DataError`.
+    Rows that ask a question which the profile holds out are in neither, whatever their case and
+    white space. The profile's ``template_kwargs`` stand in each row as ``chat_template_kwargs``,
+    where TRL looks for them. Raises `DataError`.
     """
     from .environment import CPU_MODE
 
@@ -98,11 +99,11 @@ def load_rows(profile: Profile) -> tuple[Dataset, Dataset]:
         columns=data.columns,
     )
     if profile.held_out:
-        held = {question.text for question in profile.questions}
+        held = {same_text(question.text) for question in profile.questions}
         kept = [
             number
             for number, messages in enumerate(dataset["messages"])
-            if not any(turn["role"] == "user" and turn["content"] in held for turn in messages)
+            if held.isdisjoint(same_text(t["content"]) for t in messages if t["role"] == "user")
         ]
         dataset = dataset.select(kept[:rows])
     if len(dataset) < 2:

@@ -50,3 +50,10 @@ def file_hash(path: Path) -> str:
     """The SHA-256 sum of a file, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what Git leaves where Git LFS has not fetched the real one."""
+    beginning = b"version https://git-lfs.github.com/spec/"
+    with path.open("rb") as file:
+        return file.read(len(beginning)) == beginning

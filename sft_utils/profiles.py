@@ -400,7 +400,8 @@ def _read_questions(profile: Path, name: str) -> list[Question]:
 
 
 def _draw_questions(data: Data, count: int, where: str) -> tuple[Question, ...]:
-    """Different questions of the whole data set, drawn by seed."""
+    """Different questions of the whole data set (see `same_text`), drawn by seed."""
+    from .data.duplicates import same_text
     from .data.rows import load_sft_dataset
 
     dataset = load_sft_dataset(
@@ -410,7 +411,7 @@ def _draw_questions(data: Data, count: int, where: str) -> tuple[Question, ...]:
     for messages in dataset["messages"]:
         question = _first_question(messages)
         if question:
-            asked.setdefault(question.text, question)
+            asked.setdefault(same_text(question.text), question)
     if count >= len(asked):
         raise ProfileError(
             f"{where}: questions: held_out is {count}, and the data set has {len(asked)} different "

@@ -87,6 +87,8 @@ def test_it_says_what_a_build_would_do(home, check):
     assert said["profile"].endswith("; the file mine.toml")
     assert str(home) not in "".join(said.values())  # all is named as the profile names it
     assert said["rehearsal"].startswith("one update of the trainee, an evaluation, a checkpoint")
+    assert said["read as"] == "rows of turns (messages -> turns)"
+    assert said["not used"] == "no column"
     assert said["rows"] == "22 to train on, 2 for validation"
     assert said["stops"] == "an answer ends at '<|im_end|>'"
 

@@ -283,6 +283,19 @@ def test_template_kwargs_stand_in_the_rows(profile_file):
         assert part["chat_template_kwargs"][:] == [{"thinks": False}] * len(part)
 
 
+def test_what_is_held_out_is_in_no_row_in_another_form(tmp_path, profile_file):
+    again = [conversation(f" NUMBER  {i}?\n", f"It is {i}.") for i in range(ROWS)]
+    write_rows(tmp_path / "rows.jsonl", extra=again)
+    path = profile_file()
+    head = path.read_text().partition("[[questions]]")[0]
+    path.write_text("questions = { held_out = 5 }\n" + head)
+    profile = load_profile(path)
+    parts = experiment.load_rows(profile)
+    assert sum(map(len, parts)) == 2 * (ROWS - 5)
+    left = {" ".join(text.lower().split()) for part in parts for text in user_texts(part)}
+    assert not left & {question.text.lower() for question in profile.questions}
+
+
 def test_too_few_rows_are_refused(tmp_path, profile_file):
     write_rows(tmp_path / "rows.jsonl", rows=1)
     with pytest.raises(DataError, match=r"rows\.jsonl' leaves 1 rows, and two are the least"):

@@ -381,6 +381,15 @@ def test_questions_drawn_from_the_data(with_questions):
     assert with_questions(HELD_OUT) == mine
 
 
+def test_a_question_in_another_form_is_the_same(with_questions):
+    asked = ("Who sang?", " who  SANG ?\n", "\uff37ho sang\u200b?", "Who sings?")
+    lines = "".join(json.dumps(conversation(text, "Ann.")) + "\n" for text in asked)
+    drawn = with_questions("questions = { held_out = 1 }", mine_jsonl=lines).questions
+    assert drawn[0].text in ("Who sang?", "Who sings?")
+    with pytest.raises(ProfileError, match="has 2 different questions"):
+        with_questions("questions = { held_out = 2 }")
+
+
 @pytest.mark.parametrize(
     ("count", "problem"),
     [

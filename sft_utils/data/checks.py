@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 ROLES = ("system", "user", "assistant", "tool")
 
 # What a turn may hold besides its content, and what would be lost with it.
-_MORE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "thinking")
+_MORE_CONTENT = (
+    "tool_calls",
+    "function_call",
+    "tools",
+    "functions",
+    "reasoning_content",
+    "thinking",
+)
 
 
 def check_rows(
@@ -150,9 +157,9 @@ def _length_problem(
 
 
 def _turn_problem(message: Any) -> str | None:
-    if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+    if not isinstance(message, Mapping) or "role" not in message:
         return f"{short(message)} is not a turn. It needs `role` and `content`."
-    role, content = message["role"], message["content"]
+    role, content = message["role"], message.get("content")
     if role not in ROLES:
         return f"unknown role {short(role)}. Use one of: {', '.join(ROLES)}."
     for key in _MORE_CONTENT:
@@ -161,6 +168,8 @@ def _turn_problem(message: Any) -> str | None:
                 f"the {role} has `{key}`: {short(message[key])}. Only the content is checked and "
                 "learned. Write it into the content as the model shall write it, or drop the row."
             )
+    if "content" not in message:
+        return f"{short(message)} is not a turn. It needs `role` and `content`."
     for key in ("weight", "train"):
         if role == "assistant" and message.get(key, 1) not in (None, 1):
             return (

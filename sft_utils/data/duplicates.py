@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset
+
+
+def same_text(text: str) -> str:
+    """A text without case, white space and form of Unicode: what two texts share that ask the same.
+
+    Neither what is not seen (a zero-width space) nor full-width letters make a difference.
+    """
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return re.sub(r"[\s\xad\u200b-\u200f\u2060\ufeff]+", "", plain)
 
 
 def near_duplicates(dataset: Dataset, threshold: float = 0.8) -> pd.DataFrame:

@@ -5,19 +5,20 @@ and texts that are shown. Which order of turns is refused is in test_rows.py.
 """
 
 import csv
+import gzip
 import json
 import re
 
 import pytest
 from bs4 import BeautifulSoup
 from conftest import conversation, make_tokenizer
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from sft_utils.chat import special_tokens
 from sft_utils.data.checks import check_rows
 from sft_utils.data.loss_mask import loss_tokens
 from sft_utils.data.readers import DataError
-from sft_utils.data.rows import load_sft_dataset
+from sft_utils.data.rows import load_sft_dataset, resolved_version
 from sft_utils.generation import ChatTemplateError, render_prompt
 from sft_utils.views.tables import display_dataset
 
@@ -32,6 +33,9 @@ def row(user, assistant="Hello."):
 HI = row("Hi")
 USER, ASSISTANT = HI["messages"]
 GOOD = json.dumps(HI)
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n"
 
 
 def parquet(rows):
@@ -68,6 +72,10 @@ JSONL = {
     "UTF-16": (GOOD.encode("utf-16"), "data.jsonl is in UTF-16. Save it in UTF-8"),
     "mixed line ends": (f"{GOOD}\r\n{GOOD}\r{GOOD}\n\r\n{GOOD}", [HI] * 4),
     "U+2028": (json.dumps(row("a\u2028b\x85c"), ensure_ascii=False), [row("a\u2028b\x85c")]),
+    "a key twice": (
+        '{"user": "a", "assistant": "b"}\n{"user": "a", "user": "b", "assistant": "c"}',
+        "row 1 (line 2): the key 'user' stands twice in one object … rename or remove",
+    ),
     "truncated": (f"{GOOD}\n\n{GOOD[:-9]}", "data.jsonl, row 1 (line 3): … one whole JSON object"),
     "a list": ("[1, 2]", "data.jsonl, row 0 (line 1) is [1, 2]. It must be an object"),
     "NaN": ('{"prompt": "Hi", "completion": NaN}', "turn 1: … is nan, of type float … be text"),
@@ -83,6 +91,12 @@ JSON = {
     "empty list": ("[]", "data.json has no rows"),
     "broken": ("[\n1,", r"data.json: '[\n1,' is not valid JSON ( … at line 2, column 3)"),
     "lines": (f"{GOOD}\n{GOOD}", "data.json: … call the file .jsonl"),
+    "under a key": (f'{{"version": [1], "data": [{GOOD}]}}', [HI]),
+    "under two keys": (f'{{"a": [{GOOD}], "b": [{GOOD}]}}', "several lists … a, b. Save the one"),
+    "a key twice": (
+        f'[{GOOD}, {{"messages": [{{"role": "user", "role": "system"}}]}}]',
+        "data.json, row 1: the key 'role' stands twice in one object, {'role': 'system'}",
+    ),
     "one object": (GOOD, "data.json holds one JSON dict, {'messages' … into a list"),
     "nested lists": (f"[[{GOOD}], {GOOD}]", "data.json, row 0 is [{ … must be an object"),
 }
@@ -107,7 +121,15 @@ CSV = {
     ),
     "an empty cell": ("user,assistant\nHi,\n", "row 0 (line 2), turn 1: … is empty (''). Fill it"),
     "an open quote": ('user,assistant\n"Hi,Hello.\n', "line 2: unexpected end … double the quotes"),
-    "semicolons": ("user;assistant\nHi;Hello.\n", "row 0 (line 2) … its columns: user;assistant"),
+    "semicolons": ("user;assistant\nHi, you;Hello.\n", [row("Hi, you")]),
+    "tabs": ("user\tassistant\nHi\tHello.\n", [HI]),
+    "a semicolon too many": ("user;assistant\na;b;c\n", "3 in place of 2 … has a semicolon"),
+    "Excel's own line": ("sep=;\nuser;assistant\nHi;Hello.\nx\n", "row 1 (line 4): 1 in place"),
+    "a space before a quote": (
+        'user,assistant\n"Hi", "Hello."\n',
+        "line 2: the cell ' \"Hello.\"' has a space before its quote … behind each comma",
+    ),
+    "a space within the quotes": ('user,assistant\nHi," ""Hello."""\n', [row("Hi", ' "Hello."')]),
     "a column twice": (
         "user,user,assistant\na,b,c\n",
         "has a column twice: user … Rename",
@@ -117,12 +139,20 @@ CSV = {
 PARQUET = {
     "truncated": (parquet([HI] * 9)[:-20], "cannot be read as Parquet: … save it again"),
     "other columns": (parquet([{"text": "Hi", "label": 1}]), "data.parquet, row 0 … text, label"),
+    "a pointer of Git LFS": (LFS, "data.parquet is a pointer of Git LFS … `git lfs pull`"),
 }
 OTHER = {
     "a kind in capitals": ("DATA.JSONL", GOOD, [HI]),
     "missing": ("data.jsonl", None, "There is no data file … data.jsonl … Check the path"),
     "a path with a NUL": ("data\0.jsonl", None, "There is no data file … Check the path"),
-    "another kind": ("data.jsonl.gz", GOOD, "data.jsonl.gz is of no known kind. Use … .parquet"),
+    "another kind": ("data.zip", GOOD, "data.zip is of no known kind. Use … .parquet"),
+    "packed": ("data.JSONL.gz", gzip.compress(GOOD.encode()), [HI]),
+    "packed CSV": ("data.csv.gz", gzip.compress(b"user,assistant\nHi,Hello.\n"), [HI]),
+    "not packed": ("data.json.gz", GOOD, "data.json.gz cannot be read: … save it again"),
+    "half packed": ("data.json.gz", gzip.compress(GOOD.encode())[:-9], "cannot be read: … again"),
+    "another name of JSONL": ("data.ndjson", GOOD, [HI]),
+    "tab-separated": ("data.tsv", "user\tassistant\nHi, you\tHello.\n", [row("Hi, you")]),
+    "a pointer of Git LFS": ("data.jsonl", LFS, "data.jsonl is a pointer of Git LFS … pull"),
 }
 FILES = {
     f"{kind}, {name}": (f"data.{kind}", *case)
@@ -140,6 +170,59 @@ def test_file(tmp_path, case):
     limit = csv.field_size_limit()
     assert_outcome(lambda: load_sft_dataset(path), outcome)
     assert csv.field_size_limit() == limit  # long cells are allowed for this file only
+
+
+@pytest.mark.parametrize(
+    "name", ["~nosuchuser/x", "~nosuchuser/x.csv", "/" + "x" * 5000, "x" * 5000]
+)
+def test_a_name_that_no_file_can_have(name):
+    with pytest.raises(DataError, match=re.escape(name[:40])) as caught:
+        load_sft_dataset(name)
+    assert len(str(caught.value)) < 1200
+
+
+ROW, OTHER_ROW = (json.dumps(line) + "\n" for line in (HI, row("Bye")))
+
+# The files of a folder, the split that is asked for, and the outcome.
+FOLDERS = {
+    "shards": ({"b.jsonl": OTHER_ROW, "a.jsonl": ROW, "README.md": ""}, "train", [HI, row("Bye")]),
+    "a bad row": (
+        {"a.jsonl": ROW, "b.jsonl": ROW + '{"user": "Hi"}'},
+        "train",
+        "b.jsonl, row 1 (line 2) is of no known shape; its columns: user",
+    ),
+    "two kinds": ({"a.jsonl": ROW, "b.csv": ""}, "train", "of several kinds: a.jsonl, b.csv. Give"),
+    "a split": ({"train-0.jsonl": ROW, "test-0.jsonl": OTHER_ROW}, "test", [row("Bye")]),
+    "no such split": (
+        {"train-0.jsonl": ROW, "test-0.jsonl": OTHER_ROW},
+        "dev",
+        "several splits (test, train), and none of 'dev'. Name one",
+    ),
+    "none": ({"README.md": "", "data/a.jsonl": ROW}, "train", "no data file; … folders data. Give"),
+    "not saved whole": ({"state.json": "{}"}, "train", "cannot be read as one that save_to_disk"),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_folder(tmp_path, case):
+    files, split, outcome = FOLDERS[case]
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert_outcome(lambda: load_sft_dataset(tmp_path, split=split), outcome)
+
+
+def test_a_folder_that_save_to_disk_wrote(tmp_path):
+    one, other = Dataset.from_list([HI]), Dataset.from_list([row("Bye")])
+    DatasetDict(train=one, dev=other).save_to_disk(tmp_path)
+    assert_outcome(lambda: load_sft_dataset(tmp_path, split="dev"), [row("Bye")])
+    assert_outcome(
+        lambda: load_sft_dataset(tmp_path, split="test"),
+        "no split 'test'. It has: train, dev. Name",
+    )
+    versions = {resolved_version(load_sft_dataset(tmp_path, split=s)) for s in ("train", "dev")}
+    assert len(versions) == 2
+    assert all(version.startswith("sha256 ") for version in versions)
 
 
 # --- Rows ------------------------------------------------------------------------------------

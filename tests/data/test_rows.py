@@ -13,7 +13,7 @@ from sft_utils.data.checks import check_rows
 from sft_utils.data.duplicates import near_duplicates
 from sft_utils.data.loss_mask import loss_tokens, sequence_lengths
 from sft_utils.data.readers import DataError
-from sft_utils.data.rows import load_sft_dataset, resolved_version
+from sft_utils.data.rows import load_sft_dataset, read_sft_dataset, resolved_version
 from sft_utils.views.tables import display_dataset
 
 
@@ -101,14 +101,14 @@ def test_the_atlas_by_its_name(tmp_path, monkeypatch):
         ("a.json", "{}", "a.json holds one JSON dict, {}, not a list"),
         (
             "a.csv",
-            "question,answer\nHi,Hello\n",
-            r"a.csv, row 0 \(line 2\) is of no known shape; its columns: question, answer. .* say",
+            "ask,say\nHi,Hello\n",
+            r"a.csv, row 0 \(line 2\) is of no known shape; its columns: ask, say. .* say",
         ),
         ("a.txt", "Hi", "a.txt is of no known kind"),
         (
             "a.jsonl",
             '{"text": "Hi"}',
-            r"a.jsonl, row 0 \(line 1\) is of no known shape; its columns: text",
+            r"a.jsonl, row 0 \(line 1\) holds a text and no conversation; its columns: text",
         ),
         ("a.jsonl", '"Hi"', r"a.jsonl, row 0 \(line 1\) is 'Hi'"),
         ("a.jsonl", "\n", "a.jsonl has no rows"),
@@ -187,6 +187,11 @@ def hub(monkeypatch, rows):
     return asked
 
 
+def part(text):
+    return {"type": "text", "text": text}
+
+
+HI = row("Hi", "Hello.")
 SHARED = {
     "conversations": [
         {"from": "system", "value": "Be kind."},
@@ -218,6 +223,53 @@ SHAPES = {
         },
         row("Hi", "Hello.", "Bye", "So long."),
     ),
+    "ShareGPT, a name of its own": (
+        {"conversation": [{"from": "Human", "value": "Hi"}, {"from": "bing", "value": "Hello."}]},
+        row("Hi", "Hello."),
+    ),
+    "half ShareGPT": (
+        {"conversations": [{"role": "human", "value": "Hi"}, {"role": "GPT", "value": "Hello."}]},
+        row("Hi", "Hello."),
+    ),
+    "parts": (
+        {"messages": [turn("user", [part("H"), part("i")]), turn("assistant", [part("Hello.")])]},
+        row("Hi", "Hello."),
+    ),
+    "Alpaca": (
+        {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+        row("Add.\n\n1 and 2", "3"),
+    ),
+    "Alpaca, no input": (
+        {"instruction": "Hi", "input": " ", "output": "Hello."},
+        row("Hi", "Hello."),
+    ),
+    "Dolly": (
+        {"instruction": "Hi", "context": "", "response": "Hello.", "category": "talk"},
+        row("Hi", "Hello."),
+    ),
+    "a question about a text": (
+        {"Question": "Who?", "context": "Ann sang.", "Answer": "Ann."},
+        row("Who?\n\nAnn sang.", "Ann."),
+    ),
+    "system_prompt": ({"system_prompt": "Be kind.", "query": "Hi", "response": "Hello."}, KIND),
+    "chosen text": (
+        {"prompt": "Hi", "chosen": "Hello.", "rejected": "No."},
+        row("Hi", "Hello."),
+    ),
+    "chosen text with the prompt": (
+        {"prompt": "Q: Hi", "chosen": "Q: Hi\nHello.", "rejected": "Q: Hi\nNo."},
+        row("Q: Hi", "Hello."),
+    ),
+    "chosen turns": (
+        {"prompt": [turn("user", "Hi")], "chosen": [turn("assistant", "Hello.")]},
+        row("Hi", "Hello."),
+    ),
+    "chosen conversation": (
+        {"prompt": "Hi", "chosen": KIND["messages"], "rejected": KIND["messages"]},
+        KIND,
+    ),
+    "two shapes that say the same": ({"problem": "Hi", "solution": "Hello.", **HI}, HI),
+    "tools that are none": ({**KIND, "tools": "[]", "images": []}, KIND),
     "conversations of messages": ({"conversations": KIND["messages"]}, KIND),
     "system beside messages": ({"system": "Be kind.", **row("Hi", "Hello.")}, KIND),
     "the same system twice": ({"system": "Be kind.", **KIND}, KIND),
@@ -282,6 +334,77 @@ def test_a_sample_from_the_hub(monkeypatch):
     assert all(r in rows for r in sample)
 
 
+ALPACA = [{"id": n, "instruction": "Hi", "input": text, "output": "Hello."} for n, text in
+          enumerate(("", "you", " "))]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "read_as", "not_used"),
+    [
+        (
+            ALPACA,
+            {},
+            "Alpaca rows (instruction + input -> user, output -> assistant)",
+            "columns id (3 rows)",
+        ),
+        (
+            ALPACA,
+            {"prompt": "instruction", "completion": "output"},
+            "rows (instruction -> user, output -> assistant)",
+            "columns id (3 rows), input (1 row)",
+        ),
+        (
+            [{"a": "Hi", "b": "you", "c": "Hello."}],
+            {"prompt": "a", "input": "b", "completion": "c"},
+            "rows (a + b -> user, c -> assistant)",
+            "no column",
+        ),
+        (
+            [SHARED, SHARED, {**KENYA, "meta": {}}],
+            {},
+            "2 as ShareGPT rows (conversations -> turns); 1 as rows of turns (messages -> turns)",
+            "no column",
+        ),
+        (
+            [{"system_prompt": "", "Prompt": "Hi", "chosen": "Hello.", "rejected": "No."}],
+            {},
+            "preference rows (system_prompt -> system, Prompt -> user, chosen -> assistant; no "
+            "rejected answer is learned)",
+            "columns rejected (1 row)",
+        ),
+    ],
+)
+def test_what_was_made_of_the_columns_is_told(tmp_path, rows, columns, read_as, not_used):
+    write(tmp_path / "data.jsonl", rows)
+    reading = read_sft_dataset(tmp_path / "data.jsonl", columns=columns)
+    assert (reading.read_as, reading.not_used) == (read_as, not_used)
+    assert reading.first == {name: repr(value) for name, value in rows[0].items()}
+
+
+def test_of_a_table_what_is_not_needed_is_counted_and_not_read(tmp_path):
+    """Dates beyond Python's, for one: no Python value can hold them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    days, tags = pa.array([4_000_000, None], pa.date32()), [["a"], []]
+    table = pa.table({"user": ["Hi"] * 2, "day": days, "assistant": ["Hello."] * 2, "tags": tags})
+    pq.write_table(table, tmp_path / "data.parquet")
+    Dataset(table).save_to_disk(tmp_path / "saved")
+    for source in ("data.parquet", "saved"):
+        reading = read_sft_dataset(tmp_path / source)
+        assert reading.dataset.to_list() == [HI, HI]
+        assert reading.not_used == "columns day (1 row), tags (1 row)"
+        assert reading.first["day"] == "(not read)"
+    pq.write_table(
+        table.rename_columns(["user", "image", "assistant", "tags"]), tmp_path / "a.parquet"
+    )
+    with pytest.raises(DataError, match="a.parquet has something in `image` in 1 rows. The answer"):
+        load_sft_dataset(tmp_path / "a.parquet")
+    pq.write_table(table.select(["day", "tags"]), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="b.parquet, row 0 is of no known .*columns: day, tags. It"):
+        load_sft_dataset(tmp_path / "b.parquet")
+
+
 @pytest.mark.parametrize(
     ("given", "columns"),
     [
@@ -335,7 +458,14 @@ def test_columns_that_cannot_be(tmp_path, monkeypatch, source, columns, problem)
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"text": "Hi"}, " is of no known shape; its columns: text. It needs"),
+        (
+            {"Text": "Hi", "label": 1},
+            " holds a text and no conversation; its columns: Text, label.",
+        ),
+        (
+            {"prompt": "Add", "input": "1", "output": "1"},
+            " is of no known shape; its columns: prompt",
+        ),
         ({"prompt": "Hi", "id": 1}, " is of no known shape; its columns: prompt, id. It needs"),
         (
             {**KENYA, "prompt": "Hi", "completion": "Hello."},
@@ -345,7 +475,36 @@ def test_columns_that_cannot_be(tmp_path, monkeypatch, source, columns, problem)
         ({"conversations": "Hi"}, ": `conversations` is 'Hi'. It must be a list of turns"),
         ({"prompt": "Hi", "completion": ["Hello."]}, ", turn 1: 'Hello.' is not a turn"),
         ({"prompt": 5, "completion": "Hello."}, ", turn 0: the content of the user is 5, of type"),
-        ({"conversations": [{"from": "bing", "value": "Hi"}]}, ", turn 0: unknown role 'bing'"),
+        ({"conversations": [{"from": "bot", "value": "Hi"}]}, ", turn 0: unknown role 'bot'"),
+        (
+            {
+                "conversations": [
+                    *SHARED["conversations"],
+                    {"from": "function_call", "value": "f()"},
+                ]
+            },
+            ", turn 3: 'function_call' speaks: a tool, or a call of one. Only texts",
+        ),
+        (
+            {"question": "Hi", "answer": "Hello.", "response": "Yes."},
+            " is of two shapes at once: question + answer and question + response; its columns: "
+            'question, answer, response. Say which counts, as in columns={"prompt": "question", '
+            '"completion": "answer"}, or drop',
+        ),
+        (
+            {"messages": [turn("user", [{"type": "image_url", "image_url": "x"}])]},
+            ", turn 0: a part of the content is of type 'image_url'",
+        ),
+        ({"prompt": "Bye", "chosen": LONG["messages"]}, ": `chosen` begins before the answer and"),
+        ({"chosen": "Human: Hi", "rejected": "Human: Hi"}, ": `chosen` is 'Human: Hi'. It must be"),
+        (
+            {**KENYA, "tools": [{"name": "f"}]},
+            " has something in `tools`: [{'name': 'f'}]. The answ",
+        ),
+        ({**KENYA, "functions": "[f]"}, " has something in `functions`: '[f]'"),
+        ({**KENYA, "history": [["a", "b"]]}, " has something in `history`"),
+        ({"instruction": "Hi", "input": 5, "output": "Hello."}, " has 5 where texts are joined"),
+        ({"system": "a", "system_prompt": "b", **KENYA}, " has two system messages: 'b' in a colu"),
         ({"conversations": [{"from": ["x"], "value": "Hi"}]}, ", turn 0: unknown role ['x']"),
         ({"system": "Be brief.", **KIND}, " has two system messages: 'Be brief.' in a column"),
     ],
