@@ -105,7 +105,6 @@ def test_the_lowest_validation_loss_chooses_on_every_profile(profile_file, judge
     [
         ('metric_for_best_model = "exact"', (5.0, 9)),  # by its name, more of it is better
         ('metric_for_best_model = "odds"\ngreater_is_better = false', (1.0, 6)),
-        ("greater_is_better = true", (5.0, 9)),
     ],
 )
 def test_a_profile_chooses_by_what_it_says(profile_file, judged, lines, best):
