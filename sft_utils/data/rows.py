@@ -80,14 +80,14 @@ class Reading(NamedTuple):
     """A data set as `load_sft_dataset` returns it, and what was made of the columns of its rows.
 
     ``shapes`` says as what rows were read, with how many; ``unused`` which columns were not used,
-    with how many rows have something there; ``first`` is the first row as it came, its values
-    shortened; ``notes`` say what was found out about the source.
+    with how many rows have something there; ``first`` is the first row as it came; ``notes`` say
+    what was found out about the source.
     """
 
     dataset: Dataset
     shapes: dict[str, int]
     unused: dict[str, int]
-    first: dict[str, str]
+    first: dict[str, Any]
     notes: tuple[str, ...]
 
     @property
@@ -190,8 +190,7 @@ def read_sft_dataset(
     if problems:
         raise DataError(problems)
 
-    first = {str(name): short(value, 200) for name, value in found.rows[0].items()}
-    first |= dict.fromkeys(found.unread, "(not read)")
+    first = {**found.rows[0], **dict.fromkeys(found.unread, "(not read)")}
     features = Features({"messages": [{"role": Value("string"), "content": Value("string")}]})
     convert = partial(_plain_row, columns=columns)
     is_list = isinstance(found.rows, list)
