@@ -12,25 +12,27 @@ import collections
 import contextlib
 import io
 import math
-import os
 import statistics
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .data.checks import check_rows
-from .data.loss_mask import dropped_turns, loss_mask, loss_tokens, with_markers
+from .data.loss_mask import dropped_turns, loss_mask, with_markers
 from .data.readers import DataError
 from .data.rows import read_sft_dataset
 from .environment import describe_device, quiet
 from .estimates import (
+    LOOKED_AT,
     Lengths,
+    Looked,
     answering_step,
     disk_needs,
     duration,
+    look,
     measured_rate,
     memory_needs,
     page_times,
@@ -43,8 +45,8 @@ from .evaluation.held_out import held_out_answers
 from .evaluation.questions import SCORERS
 from .evaluation.statistics import draw
 from .experiment import load_rows, load_trainee, make_config, with_lora
-from .generation import ChatTemplateError, render_prompt
-from .hub import ModelLoadError, fetch, load_error
+from .generation import render_prompt
+from .hub import fetch, load_error
 from .models import (
     add_stop_tokens,
     check_end_tokens,
@@ -56,9 +58,9 @@ from .models import (
     settle_sampling,
 )
 from .profiles import PARTS, PROFILE_FILES, Profile, ProfileError, find_profile, load_profile
-from .redaction import redact_text
+from .report import Report
 from .saved_models import check_folder
-from .wording import cut, short
+from .wording import short
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,45 +69,7 @@ if TYPE_CHECKING:
 
     Speaker = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
-LOOKED_AT = 5000  # rows, or questions, that are tokenized; of more, a sample is drawn by seed
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors has them
-PROBLEMS = (ProfileError, ModelLoadError, DataError, ChatTemplateError)
-
-
-@dataclass
-class Report:
-    """The lines that were said, and how many of them are problems.
-
-    Files in ``folder``, that of the profile, are named as the profile names them.
-    """
-
-    say: Callable[[str], None] = print
-    problems: int = 0
-    folder: Path | None = None
-
-    def line(self, name: str, text: str) -> None:
-        """Say one thing, and nothing secret. A text of several lines is said under one name."""
-        if self.folder is not None:
-            text = text.replace(f"{self.folder}{os.sep}", "")
-        text = redact_text(text.replace(f"{Path.home()}{os.sep}", f"~{os.sep}"))
-        for part in text.strip().split("\n"):
-            self.say(f"{name:<10} {part.strip()}".rstrip())
-            name = ""
-
-    def problem(self, error: object) -> None:
-        """Say what stands in the way of a build."""
-        self.problems += 1
-        self.line("PROBLEM", str(error))
-
-    @contextlib.contextmanager
-    def attempt(self, what: str = "") -> Iterator[None]:
-        """Make a problem of whatever is raised in the block: a build would end in a traceback."""
-        try:
-            yield
-        except Exception as error:
-            known = isinstance(error, PROBLEMS)
-            text = str(error) if known else cut(f"{type(error).__name__}: {error}", 400)
-            self.problem(f"{what}: {text}" if what else text)
 
 
 @dataclass(frozen=True)
@@ -118,21 +82,6 @@ class Found:
     place: str
     template: str
     has_weights: bool
-
-
-@dataclass
-class Looked:
-    """Rows as the trainer takes them, in tokens.
-
-    ``full`` are their lengths, and ``kept`` those that are left where there is something to learn,
-    by row; ``learned`` counts the tokens that carry loss, and ``stops`` says if one ends an answer.
-    """
-
-    full: list[int] = field(default_factory=list)
-    kept: dict[int, int] = field(default_factory=dict)
-    learned: int = 0
-    shown: str = ""
-    stops: bool = False
 
 
 def check_profile(name: str | Path | None = None, say: Callable[[str], None] = print) -> bool:
@@ -279,30 +228,12 @@ def _rows(profile: Profile, report: Report) -> tuple[Dataset, Dataset, Dataset] 
     return (whole if profile.held_out else whole.select(range(kept))), training, validation
 
 
-def _look(
-    tokenizer: PreTrainedTokenizerBase, ends: set[int], config: SFTConfig, rows: Dataset
-) -> Looked:
-    """Tokenize rows as the trainer does."""
-    limit, looked = config.max_length or sys.maxsize, Looked()
-    numbers = draw(range(len(rows)), LOOKED_AT)
-    for number, asked in zip(numbers, rows.select(numbers), strict=True):
-        row = loss_tokens(tokenizer, asked["messages"], asked.get("chat_template_kwargs"))
-        looked.full.append(len(row))
-        taught = [t.id for t in row[:limit] if t.carries_loss or not config.assistant_only_loss]
-        if taught:
-            looked.kept[number] = len(row[:limit])
-            looked.learned += len(taught)
-            looked.shown = looked.shown or str(tokenizer.decode(taught))
-            looked.stops = looked.stops or not ends.isdisjoint(taught)
-    return looked
-
-
 def _lengths(
     found: Found, config: SFTConfig, training: Dataset, validation: Dataset, report: Report
 ) -> tuple[Looked, Looked]:
     """Say how long rows are and what they teach. Raises `DataError` where nothing is left."""
     ends, limit = set(end_token_ids(found.shape, found.tokenizer)), config.max_length
-    looked = [_look(found.tokenizer, ends, config, rows) for rows in (training, validation)]
+    looked = [look(found.tokenizer, ends, config, rows) for rows in (training, validation)]
     for what, part in zip(("", "validation "), looked, strict=True):
         if not part.kept:
             raise DataError(

@@ -8,21 +8,26 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .data.loss_mask import loss_tokens
 from .evaluation.held_out import MOST_ANSWERS
+from .evaluation.statistics import draw
 from .profiles import SEED, Profile
 from .training.runs import store_folder
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTConfig
 
+LOOKED_AT = 5000  # rows, or questions, that are tokenized; of more, a sample is drawn by seed
 SECONDS = 5.0  # that one measured pass may take
 TRIAL = 8  # tokens that are generated to see how fast
 BATCH = 64  # answers that are generated at a time
@@ -35,6 +40,39 @@ class Lengths:
 
     tokens: list[int]
     rows: int
+
+
+@dataclass
+class Looked:
+    """Rows as the trainer takes them, in tokens.
+
+    ``full`` are their lengths, and ``kept`` those that are left where there is something to learn,
+    by row; ``learned`` counts the tokens that carry loss, and ``stops`` says if one ends an answer.
+    """
+
+    full: list[int] = field(default_factory=list)
+    kept: dict[int, int] = field(default_factory=dict)
+    learned: int = 0
+    shown: str = ""
+    stops: bool = False
+
+
+def look(
+    tokenizer: PreTrainedTokenizerBase, ends: set[int], config: SFTConfig, rows: Dataset
+) -> Looked:
+    """Tokenize rows as the trainer does, `LOOKED_AT` of them at most. ``ends`` end an answer."""
+    limit, looked = config.max_length or sys.maxsize, Looked()
+    numbers = draw(range(len(rows)), LOOKED_AT)
+    for number, asked in zip(numbers, rows.select(numbers), strict=True):
+        row = loss_tokens(tokenizer, asked["messages"], asked.get("chat_template_kwargs"))
+        looked.full.append(len(row))
+        taught = [t.id for t in row[:limit] if t.carries_loss or not config.assistant_only_loss]
+        if taught:
+            looked.kept[number] = len(row[:limit])
+            looked.learned += len(taught)
+            looked.shown = looked.shown or str(tokenizer.decode(taught))
+            looked.stops = looked.stops or not ends.isdisjoint(taught)
+    return looked
 
 
 def page_times(profile: Profile, *, training: float, updates: int, step: float) -> dict[str, float]:

@@ -211,7 +211,7 @@ def test_what_the_mask_is_known_from_and_what_the_template_drops(home, check):
 
 
 def test_of_many_rows_a_sample_is_looked_at(check, monkeypatch):
-    monkeypatch.setattr(dry_run, "LOOKED_AT", 5)
+    monkeypatch.setattr(estimates, "LOOKED_AT", 5)
     good, said = check()
     assert good and " of 5 rows looked at are over" in said["lengths"]
     assert said["updates"] == "9 of 8 rows each, in 3 epochs"

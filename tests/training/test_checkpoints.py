@@ -107,13 +107,17 @@ def test_of_two_that_want_the_same_run_one_computes_it(found):
 @pytest.mark.parametrize("strategy", ["no", "epoch"])
 def test_a_long_run_is_saved_by_the_clock_and_ends_the_same(tmp_path, monkeypatch, strategy):
     """Whatever its settings save: here every update comes later than a checkpoint may."""
+
+    def stop():
+        raise KeyboardInterrupt
+
     changes = {"save_strategy": strategy, "load_best_model_at_end": False, "eval_steps": 4}
     whole = build(tmp_path, **changes)
     train_resumably(whole, tmp_path / "whole")
     expected = state_of(whole)
     stopped, folder = build(tmp_path, **changes), tmp_path / "stopped"
     monkeypatch.setattr(checkpoints, "EVERY", 0.0)
-    monkeypatch.setattr(killed_runs, "kill", lambda: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(killed_runs, "kill", stop)
     stopped.add_callback(steps := Steps())
     steps._last = 8  # of 10, and an evaluation: the last checkpoint is that of 7
     with pytest.raises(KeyboardInterrupt):

@@ -380,7 +380,7 @@ def test_every_damage_is_found(build, store):
 
 @pytest.mark.parametrize("call", ["train", "replace"])
 def test_a_run_that_ends_early_leaves_no_entry(build, store, monkeypatch, call):
-    def killed(*args):
+    def killed(*args, **given):
         raise KeyboardInterrupt
 
     trainer = build()
