@@ -234,19 +234,20 @@ def train_resumably(trainer: Trainer, folder: Path | None) -> float:
     own = {name: getattr(trainer.args, name) for name in changes if name != "eval_on_start"}
     with _changed(trainer.args, changes):
         keeper = WholeCheckpoints(trainer, last, own)
-        save: Any = trainer._save_checkpoint
+        patched: Any = trainer
+        save = patched._save_checkpoint
 
         def save_here_or_there(*given: Any) -> None:
             if not keeper.written(lambda: save(*given)):
                 save(*given)
 
-        trainer._save_checkpoint = save_here_or_there  # type: ignore[method-assign,assignment]
+        patched._save_checkpoint = save_here_or_there
         trainer.add_callback(keeper)
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         finally:
             trainer.remove_callback(keeper)
-            trainer._save_checkpoint = save  # type: ignore[method-assign]
+            patched._save_checkpoint = save
             if not _checkpoints(folder):  # it failed, or ended, before the first
                 shutil.rmtree(folder, ignore_errors=True)
     return keeper.seconds
