@@ -241,7 +241,7 @@ def train_resumably(trainer: Trainer, folder: Path | None) -> float:
             if not keeper.written(lambda: save(*given)):
                 save(*given)
 
-        trainer._save_checkpoint = save_here_or_there  # type: ignore[method-assign,assignment]
+        patched._save_checkpoint = save_here_or_there
         trainer.add_callback(keeper)
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
