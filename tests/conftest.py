@@ -228,9 +228,10 @@ def saved(tmp_path, qwen, chat_tokenizer):
 
 
 def code_cells(name):
-    """The code of each cell of a page of the book."""
+    """The code of each cell of a page of the book, without the cell's tags."""
     text = (ROOT / "book" / name).read_text("utf8")
-    return re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    cell = r"^```\{code-cell\}[^\n]*\n(?::[\w-]+:.*\n)*((?s:.*?))^```$"
+    return re.findall(cell, text, re.MULTILINE)
 
 
 def run_alone(*command: object, cwd: Path, **environment: str) -> str:

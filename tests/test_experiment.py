@@ -182,8 +182,7 @@ def test_the_trainer_of_chapter_07_is_the_walkthroughs(profile_file, on_atlas, m
     path = profile_file("atlas-sft-data") if on_atlas else profile_file()
     monkeypatch.setenv("SFT_PROFILE", str(path))
     page = {}
-    for cell in code_cells("07-training.md"):
-        source = re.sub(r"\A(:[\w-]+:.*\n)+", "", cell)
+    for source in code_cells("07-training.md"):
         exec(source, page)  # noqa: S102, the page's own code
         if "trainer = SFTTrainer(" in source:
             break
