@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .files import draft_folder, file_hash, remove
 from .hub import ModelLoadError
-from .saved_models import check_weights
+from .saved_models import check_pointers, check_weights
 from .wording import names_of, short
 
 if TYPE_CHECKING:
@@ -201,6 +201,7 @@ def _metadata(file: Path, name: str) -> dict[str, Any]:
     """The settings of a GGUF file that is a whole model with a tokenizer."""
     from gguf import GGUFReader
 
+    check_pointers([file])
     try:
         fields = GGUFReader(file).fields  # looks for every tensor too
         about = {

@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from .files import write_whole
+from .redaction import redact_text
 
 # What is downloaded of a model: what lies at the top, in one format. The small files alone tell all
 # but the weights.
@@ -24,7 +28,13 @@ _WAYS_OUT = """Ways out:
 
 
 class ModelLoadError(RuntimeError):
-    """A model or its tokenizer cannot be loaded whole. The message says what to do."""
+    """A model or its tokenizer cannot be loaded whole. The message says what to do.
+
+    It quotes names and addresses as they were given, and nothing secret of them.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact_text(message))
 
 
 def hub_reachable(timeout: float = 5.0) -> bool:
@@ -108,13 +118,17 @@ def fetch(source: str, revision: str | None, weights: bool = True) -> Path:
     """Download what the cache lacks of a model, and return its folder, named by the commit.
 
     Left to themselves, the libraries take a file that they cannot get for one that is not there
-    (the chat template, say), and a file of a newer commit together with older ones.
+    (the chat template, say), and a file of a newer commit together with older ones. What was
+    downloaded is used once it was compared with the sums that the Hub lists, if not now then by
+    the next call; what others put into the cache is taken as it is.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
 
     offline = not hub_reachable()  # else its silence would be waited for, file by file
-    before = set(_cache_folder(source).glob("snapshots/*/*"))
+    compared = _compared(source)
     try:
+        if not offline:
+            _note(source, compared)  # before the first byte, for the process may be killed
         folder = Path(
             snapshot_download(
                 source,
@@ -124,14 +138,14 @@ def fetch(source: str, revision: str | None, weights: bool = True) -> Path:
                 local_files_only=offline,
             )
         )
-        new = any(path.is_file() and path not in before for path in folder.iterdir())
-        checked = (
-            HfApi().verify_repo_checksums(source, revision=folder.name)
-            if new and not offline
-            else None
-        )
+        new = sorted(_cached(source, folder.name) - compared)
+        if new and offline:
+            raise ConnectionError(f"not compared yet with the Hub's sums: {', '.join(new)}")
+        checked = HfApi().verify_repo_checksums(source, revision=folder.name) if new else None
     except Exception as error:
         raise load_error(source, False, offline, error) from error
+    finally:
+        _settle(source, compared)
     if checked and checked.mismatches:
         names = ", ".join(file["path"] for file in checked.mismatches)
         for file in checked.mismatches:
@@ -143,6 +157,7 @@ def fetch(source: str, revision: str | None, weights: bool = True) -> Path:
             f"than {constants.ENDPOINT} lists for commit {folder.name}. The copy was deleted; run "
             "this again to download it anew."
         )
+    _settle(source, compared | set(new))
     if weights and not any(folder.glob("*.safetensors")):
         if offline:
             raise load_error(source, False, True, FileNotFoundError(f"no weights in {folder}"))
@@ -158,6 +173,41 @@ def _cache_folder(source: str) -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE, "models--" + source.replace("/", "--"))
+
+
+def _cached(source: str, commit: str = "*") -> set[str]:
+    files = _cache_folder(source).glob(f"snapshots/{commit}/*")
+    return {f"{path.parent.name}/{path.name}" for path in files if path.is_file()}
+
+
+# What was compared stands in a note beside the copies, as long as there is one that was not.
+
+
+def _ledger(source: str) -> Path:
+    return _cache_folder(source) / ".compared.json"
+
+
+def _compared(source: str) -> set[str]:
+    try:
+        return set(json.loads(_ledger(source).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return _cached(source)
+    except (OSError, ValueError, TypeError):
+        return set()
+
+
+def _note(source: str, compared: set[str]) -> None:
+    with contextlib.suppress(OSError):  # where nothing can be written, nothing arrives either
+        _cache_folder(source).mkdir(parents=True, exist_ok=True)
+        write_whole(_ledger(source), json.dumps(sorted(compared)))
+
+
+def _settle(source: str, compared: set[str]) -> None:
+    if _cached(source) - compared:
+        return _note(source, compared)
+    with contextlib.suppress(OSError):
+        _ledger(source).unlink(missing_ok=True)
+        _cache_folder(source).rmdir()  # succeeds where no such model was found
 
 
 def load_error(

@@ -17,7 +17,13 @@ from . import gguf_models, registry
 from .chat import end_of_turn_id
 from .environment import best_device
 from .hub import ModelLoadError, fetch, hub_offline, load_error
-from .saved_models import check_folder, check_weights
+from .saved_models import (
+    check_files,
+    check_folder,
+    check_numbers,
+    check_pointers,
+    check_weights,
+)
 from .wording import short
 
 if TYPE_CHECKING:
@@ -125,7 +131,9 @@ def load_model_and_tokenizer(
         check_folder(Path(resolved), revision)
         commit = None
     else:
-        commit = fetch(resolved, revision).name
+        snapshot = fetch(resolved, revision)
+        check_files(snapshot)
+        commit = snapshot.name
         # Otherwise a repository without safetensors is converted by a service on the Hub.
         os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -150,6 +158,7 @@ def load_model_and_tokenizer(
     if commit is not None:
         model.config._commit_hash = commit  # is not saved with the config
     check_weights(str(source), report)
+    check_numbers(str(source), model.named_parameters())
     check_vocabulary(str(source), model, tokenizer)
     set_template(str(source), tokenizer, chat_template, fallback_chat_template, chat_template_from)
     if stop_tokens:
@@ -308,7 +317,9 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
 
     resolved = resolve(source)
     options = {}
-    if not Path(resolved).is_dir():
+    if Path(resolved).is_dir():
+        check_pointers(Path(resolved).iterdir())
+    else:
         options["revision"] = fetch(resolved, revision, weights=False).name
     try:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -1,6 +1,7 @@
 """Loading: float32, safetensors only, whole or not at all; and every token that ends an answer."""
 
 import json
+import math
 import os
 import shutil
 import warnings
@@ -14,6 +15,7 @@ from sft_utils import hub, models
 from sft_utils.atlas import shipped
 from sft_utils.hub import ModelLoadError
 from sft_utils.models import end_token_ids, load_model_and_tokenizer, load_tokenizer, resolve
+from sft_utils.wording import short
 
 
 def load_error(source, **options):
@@ -230,6 +232,10 @@ def test_resolve(tmp_path, monkeypatch):
     assert resolve("Qwen/Qwen3-0.6B-Base") == "Qwen/Qwen3-0.6B-Base"
 
 
+def test_an_address_with_a_password_is_shown_without():
+    assert "https://<hidden>@host/model" in load_error("https://me:secret@host/model")
+
+
 def test_unknown_atlas_checkpoint():
     message = load_error("atlas-huge")
     assert "'atlas-huge'" in message
@@ -243,10 +249,14 @@ def test_absent_atlas_checkpoint(monkeypatch, tmp_path):
     assert "make models" in message
 
 
-@pytest.mark.parametrize("source", ["/nowhere/model", "./model", "a/b/c", "~/nowhere"])
+@pytest.mark.parametrize(
+    "source",
+    ["/nowhere/model", "./model", "a/b/c", "~/nowhere", "~nosuchuser/x", "", "a\0b", "n" * 5000,
+     "owner/" + "n" * 300, "nowhere/model.gguf"],
+)  # fmt: skip
 def test_missing_folder(source):
     message = load_error(source)
-    assert repr(source) in message
+    assert short(source) in message and len(message) < 500
     assert "no such folder or file" in message
 
 
@@ -273,6 +283,34 @@ def truncate(saved):
     file.write_bytes(file.read_bytes()[:-100])
 
 
+ADAPTER = {"base_model_name_or_path": "owner/base"}
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 269060552\n"
+
+
+def write_json(saved, name, content):
+    (saved / name).write_text(json.dumps(content))
+
+
+def write_index(saved, file):
+    """Shards in place of the one file of weights."""
+    lose("model.safetensors")(saved)
+    content = {"metadata": {}, "weight_map": {"model.norm.weight": file}}
+    write_json(saved, "model.safetensors.index.json", content)
+    touch(saved / "model-00001-of-00001.safetensors")
+
+
+def touch(path):
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+
+
+def move_into(saved, name):
+    files = list(saved.iterdir())
+    (saved / name).mkdir()
+    for path in files:
+        path.rename(saved / name / path.name)
+
+
 BROKEN = {
     "no config": (lose("config.json"), "no config.json"),
     "no tokenizer": (lose("tokenizer*"), "no tokenizer"),
@@ -291,6 +329,87 @@ BROKEN = {
         lambda saved: edit_config(saved, intermediate_size=48),
         "(64, 32) in the file, (48, 32) in the model",
     ),
+    "a weight that is no number": (
+        lambda saved: edit_weights(saved, lambda w: w["model.norm.weight"][3:5].fill_(math.nan)),
+        "2 of 32 in model.norm.weight are NaN or infinite",
+    ),
+    "an infinite weight": (
+        lambda saved: edit_weights(saved, lambda w: w["lm_head.weight"][0, :1].fill_(-math.inf)),
+        "1 of 9600 in lm_head.weight are NaN or infinite",
+    ),
+    "a weight file that is one no more": (
+        lambda saved: (saved / "model.safetensors").write_text("<!doctype html>" * 99),
+        "model.safetensors in … is damaged or incomplete",
+    ),
+    "an adapter": (
+        lambda saved: (
+            lose("config.json")(saved),
+            write_json(saved, "adapter_config.json", ADAPTER),
+        ),
+        "holds an adapter … of the model 'owner/base' … merge_and_unload",
+    ),
+    "an adapter beside a model": (
+        lambda saved: write_json(saved, "adapter_config.json", ADAPTER),
+        "holds an adapter",
+    ),
+    "an adapter that says nothing": (
+        lambda saved: write_json(saved, "adapter_config.json", []),
+        "adapter_config.json in … holds list in place of an object",
+    ),
+    "pointers in place of weights": (
+        lambda saved: (saved / "model.safetensors").write_text(POINTER),
+        "model.safetensors in … Git LFS … `git lfs pull`",
+    ),
+    "a pointer in place of a tokenizer": (
+        lambda saved: (saved / "tokenizer.json").write_text(POINTER),
+        "tokenizer.json in … `git lfs pull`",
+    ),
+    "an index to a pickle": (lambda saved: write_index(saved, "evil.bin"), "weights from evil.bin"),
+    "an index to elsewhere": (
+        lambda saved: write_index(saved, "../other/model.safetensors"),
+        "weights from ../other/model.safetensors",
+    ),
+    "an index to an absolute path": (
+        lambda saved: write_index(saved, "/tmp/a.safetensors"),
+        "weights from /tmp/a.safetensors",
+    ),
+    "an index without a list": (
+        lambda saved: write_json(saved, "model.safetensors.index.json", {}),
+        "weights from None",
+    ),
+    "an index that is no JSON": (
+        lambda saved: (saved / "model.safetensors.index.json").write_text("{"),
+        "model.safetensors.index.json in … cannot be read",
+    ),
+    "shards of several processes": (
+        lambda saved: (saved / "model.safetensors").rename(
+            saved / "shard-00001-model-00001-of-00001.safetensors"
+        ),
+        "shards of several processes",
+    ),
+    "checkpoints of a training": (
+        lambda saved: move_into(saved, "checkpoint-12"),
+        "holds no model, but checkpoints of a training. Give … one of them: checkpoint-12.",
+    ),
+    "shards of FSDP": (
+        lambda saved: (
+            lose("*.safetensors")(saved),
+            touch(saved / "pytorch_model_fsdp_0/a.distcp"),
+        ),
+        "`accelerate merge-weights SHARDS OUT` … : pytorch_model_fsdp_0.",
+    ),
+    "shards of DeepSpeed": (
+        lambda saved: (lose("*.safetensors")(saved), touch(saved / "zero_to_fp32.py")),
+        "zero_to_fp32.py . OUT --safe_serialization",
+    ),
+    "a data set": (
+        lambda saved: (lose("*")(saved), touch(saved / "dataset_info.json")),
+        "a data set, which is the source of [data]",
+    ),
+    "a tokenizer alone": (
+        lambda saved: (lose("config.json")(saved), lose("model.safetensors")(saved)),
+        "holds a tokenizer alone … no config.json",
+    ),
     "a tokenizer of another model": (
         lambda saved: make_model("qwen3", vocab_size=200).save_pretrained(saved),
         "ids up to 299 … 200 embeddings",
@@ -305,6 +424,12 @@ def test_a_broken_folder(saved, case):
     message = load_error(saved)
     assert str(saved) in message
     assert [part for part in parts.split(" … ") if part not in message] == []
+
+
+def test_a_pointer_in_place_of_a_tokenizer_that_is_read_alone(saved):
+    (saved / "tokenizer.json").write_text(POINTER)
+    with pytest.raises(ModelLoadError, match="git lfs pull"):
+        load_tokenizer(saved)
 
 
 def test_a_file_instead_of_a_folder(saved):

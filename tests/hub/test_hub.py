@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from functools import partial
@@ -246,6 +247,42 @@ def test_bytes_that_do_not_match_the_announced_sum(hub, client, tmp_path, name):
     assert_nothing_kept(client, f"snapshots/*/{name}")
     assert_nothing_kept(client, f"blobs/{file.etag}")
     assert_whole(client.model(BASE), hub, BASE)
+
+
+def test_what_was_not_compared_is_compared_before_it_is_used(hub, client, tmp_path):
+    """The file arrives damaged, and the list of sums does not arrive."""
+    file = hub.published(BASE)
+    content = bytearray(file.content.read_bytes())
+    content[-3] ^= 1
+    no_list = Fault("/tree/", status=503)
+    hub.faults.append(Fault("/stored/", first=lambda: hub.faults.append(no_list), times=1))
+    with hub.damaged(file, bytes(content), tmp_path):
+        assert_refused(client.model(BASE), BASE, "answered 503")
+        assert_refused(client.model(BASE), BASE, "answered 503")
+    hub.faults.clear()
+    with hub.away():
+        found = client.model(BASE)
+    assert_refused(found, BASE, "not compared yet", "model.safetensors", "connect to the network")
+    assert_refused(client.model(BASE), BASE, "model.safetensors arrived damaged", hub.main[BASE])
+    assert_whole(client.model(BASE), hub, BASE)
+    assert_nothing_kept(client, ".compared.json")
+
+
+def test_an_adapter_and_an_index_that_leads_elsewhere(hub, client, folders, tmp_path):
+    adapter = {"adapter_config.json": json.dumps({"base_model_name_or_path": "owner/secret"})}
+    next_commit(hub, folders, tmp_path / "adapter", **adapter)
+    assert_refused(client.model(BASE), "owner/secret", "holds an adapter", "merge_and_unload")
+    index = {"model.safetensors.index.json": json.dumps({"weight_map": {"a": "../evil.bin"}})}
+    next_commit(hub, folders, tmp_path / "index", **index)
+    found = client.model(BASE)
+    assert (
+        found["error"] == "ModelLoadError" and "takes weights from ../evil.bin" in found["message"]
+    )
+
+
+def test_a_name_that_the_hub_does_not_know_leaves_nothing(hub, client):
+    client.model("owner/none")
+    assert_nothing_kept(client, "models--owner--none")
 
 
 def test_a_copy_that_was_damaged_later(hub, client):
