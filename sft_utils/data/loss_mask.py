@@ -125,7 +125,9 @@ def loss_mask(
     probe = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PROBE}]
     try:
         [(_, _, end)] = _turns_by_rule(tokenizer, probe, template_kwargs)
-    except (_Unknown, ChatTemplateError) as error:
+    except ChatTemplateError as error:
+        raise DataError(str(error)) from error
+    except _Unknown as error:
         raise DataError(
             f"The chat template of {name!r} has no {{% generation %}} markers, and which tokens "
             f"are the assistant's does not follow from it either: {error} Or {_ADD_MARKERS}"
