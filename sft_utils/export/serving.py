@@ -1,6 +1,6 @@
 """An exported model where models are run: a ``Modelfile`` for Ollama, and commands for servers.
 
-Chapter 07 writes them with `sft_utils.export.bundle.take_away`.
+`sft_utils.export.bundle.take_away` writes them.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def modelfile(
     system: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
-    """The ``Modelfile`` with which Ollama asks a model as it was trained. Chapter 07.
+    """The ``Modelfile`` with which Ollama asks a model as it was trained.
 
     Template and end tokens are those of ``tokenizer`` and ``model``, ``system`` is the system
     message of the prompts, and answers are greedy, as those of the pages are. The tokens that

@@ -605,8 +605,8 @@ def test_a_failure_names_the_last_cell_that_ran():
     ("text", "shown"),
     [
         ("/data/mine/rows.jsonl, '/data/mine'", "rows.jsonl, '.'"),
-        ("/home/me/book/book and /home/me/models/x", "book and ~/models/x"),
-        ("/home/me", "~"),
+        ("/srv/me/book/book and /srv/me/models/x", "book and ~/models/x"),
+        ("/srv/me", "~"),
         ("/data/mine2/x /srv/data/mine/x http://h/data/mine/x", None),
         ("a\u202eb\x1b[1m\tc\n", "a\\u202eb\\x1b[1m\tc\n"),
     ],
@@ -619,7 +619,7 @@ def test_outputs_show_no_folder_of_the_machine_and_nothing_unseen(text, shown):
     value = {"expression": "x", "result": {"data": {"text/plain": text}}}
     cells = [new_code_cell(outputs=outputs), new_markdown_cell()]
     cells[1].metadata["user_expressions"] = [value]
-    places = {Path("/home/me"): "~", Path("/home/me/book"): "", Path("/data/mine"): ""}
+    places = {Path("/srv/me"): "~", Path("/srv/me/book"): "", Path("/data/mine"): ""}
     page_runs.show(new_notebook(cells=cells), places)
     shown = text if shown is None else shown
     assert outputs[0].text == value["result"]["data"]["text/plain"] == shown
