@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import gguf_models
 from .data.checks import check_rows
 from .data.loss_mask import dropped_turns, loss_mask, with_markers
 from .data.readers import DataError
@@ -46,7 +47,7 @@ from .evaluation.questions import SCORERS
 from .evaluation.statistics import draw
 from .experiment import load_rows, load_trainee, make_config, with_lora
 from .generation import render_prompt
-from .hub import fetch, load_error
+from .hub import explained, fetch
 from .models import (
     add_stop_tokens,
     check_end_tokens,
@@ -59,7 +60,7 @@ from .models import (
 )
 from .profiles import PARTS, PROFILE_FILES, Profile, ProfileError, find_profile, load_profile
 from .report import Report
-from .saved_models import check_folder
+from .saved_models import check_files, check_folder, check_numbers, stored_weights
 from .wording import short
 
 if TYPE_CHECKING:
@@ -150,8 +151,9 @@ def _find(profile: Profile, source: str, revision: str | None) -> Found:
         check_folder(folder, revision)
     else:
         folder = fetch(source, revision, weights=False)
+        check_files(folder)
     files = sorted(folder.glob("*.safetensors"))
-    try:
+    with explained(source):
         shape = shape_only(AutoConfig.from_pretrained(folder, trust_remote_code=False))
         if (folder / "generation_config.json").is_file():
             shape.generation_config = GenerationConfig.from_pretrained(folder)
@@ -162,8 +164,7 @@ def _find(profile: Profile, source: str, revision: str | None) -> Found:
                 for key in weights.keys():  # noqa: SIM118, it is no mapping
                     part = weights.get_slice(key)
                     kinds[part.get_dtype()] += math.prod(part.get_shape())
-    except Exception as error:
-        raise load_error(source, True, True, error) from error
+    check_numbers(source, stored_weights(files))
     check_vocabulary(source, shape, tokenizer)
     origin = set_template(
         source,
@@ -176,7 +177,9 @@ def _find(profile: Profile, source: str, revision: str | None) -> Found:
     check_end_tokens(source, shape, tokenizer)
     settle_sampling(shape.generation_config)
     stored = kinds.most_common(1)[0][0] if kinds else str(shape.config.dtype).removeprefix("torch.")
-    if local:
+    if gguf_models.find(source):
+        place = "from a GGUF file"
+    elif local:
         shipped = not Path(source).expanduser().is_dir()
         place = "shipped with the package" if shipped else "in a folder"
     else:

@@ -210,6 +210,20 @@ def _settle(source: str, compared: set[str]) -> None:
         _cache_folder(source).rmdir()  # succeeds where no such model was found
 
 
+@contextlib.contextmanager
+def explained(source: str, commit: str | None = None) -> Iterator[None]:
+    """Raise `load_error` in place of what a library raises in the block, which loads a model.
+
+    ``commit`` is that of a copy from the Hub.
+    """
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    except Exception as error:
+        raise load_error(source, True, True, error, commit) from error
+
+
 def load_error(
     source: str, local: bool, offline: bool, error: Exception, commit: str | None = None
 ) -> ModelLoadError:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import gguf_models, registry
 from .chat import end_of_turn_id
 from .environment import best_device
-from .hub import ModelLoadError, fetch, hub_offline, load_error
+from .hub import ModelLoadError, explained, fetch, hub_offline
 from .saved_models import (
     check_files,
     check_folder,
@@ -140,7 +140,7 @@ def load_model_and_tokenizer(
     if commit is not None:
         options["revision"] = commit
 
-    try:
+    with explained(str(source), commit):
         with hub_offline(commit is not None):  # all that is needed is there
             tokenizer = AutoTokenizer.from_pretrained(resolved, **options)
             auto: Any = AutoModelForCausalLM  # typed as if it always returned a lone model
@@ -152,21 +152,19 @@ def load_model_and_tokenizer(
                 output_loading_info=True,
                 **options,
             )
-    except Exception as error:
-        raise load_error(str(source), True, True, error, commit) from error
-
-    if commit is not None:
-        model.config._commit_hash = commit  # is not saved with the config
-    check_weights(str(source), report)
-    check_numbers(str(source), model.named_parameters())
-    check_vocabulary(str(source), model, tokenizer)
-    set_template(str(source), tokenizer, chat_template, fallback_chat_template, chat_template_from)
-    if stop_tokens:
-        add_stop_tokens(str(source), model, tokenizer, stop_tokens)
-    check_end_tokens(str(source), model, tokenizer)
-    if tokenizer.pad_token_id is None:
-        _choose_pad_token(str(source), model, tokenizer)
-    settle_sampling(model.generation_config)
+        if commit is not None:
+            model.config._commit_hash = commit  # is not saved with the config
+        check_weights(str(source), report)
+        check_numbers(str(source), model.named_parameters())
+        check_vocabulary(str(source), model, tokenizer)
+        templates = chat_template, fallback_chat_template, chat_template_from
+        set_template(str(source), tokenizer, *templates)
+        if stop_tokens:
+            add_stop_tokens(str(source), model, tokenizer, stop_tokens)
+        check_end_tokens(str(source), model, tokenizer)
+        if tokenizer.pad_token_id is None:
+            _choose_pad_token(str(source), model, tokenizer)
+        settle_sampling(model.generation_config)
     return model.to(device or best_device()), tokenizer
 
 
@@ -321,13 +319,11 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
         check_pointers(Path(resolved).iterdir())
     else:
         options["revision"] = fetch(resolved, revision, weights=False).name
-    try:
+    with explained(str(source), options.get("revision")):
         tokenizer = AutoTokenizer.from_pretrained(
             resolved, local_files_only=True, trust_remote_code=False, **options
         )
-    except Exception as error:
-        raise load_error(str(source), True, True, error, options.get("revision")) from error
-    _keep_default(tokenizer)
+        _keep_default(tokenizer)
     return tokenizer
 
 

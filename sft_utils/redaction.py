@@ -14,8 +14,8 @@ HIDDEN = "<hidden>"
 # What an argument or a key is called that holds a secret, at the end of its name: hub_token,
 # push_to_hub_token, WANDB_API_KEY, client-secret. A key may be the bare word.
 _NAMES = (
-    r"(?:pass(?:word|wd|phrase)|secret|api[_-]?key|(?:access|private|secret)[_-]?key|credentials?|"
-    r"authorization|bearer)"
+    r"(?:pass(?:word|wd|phrase)|pwd|secret|api[_-]?key|(?:access|account|private|secret)[_-]?key|"
+    r"credentials?|auth|authorization|bearer|cookie)"
 )
 _SECRET = re.compile(rf"(?:.*[_-])?token|.*{_NAMES}", re.IGNORECASE)
 # Tokens of a text, by the names that tokenizers give them.
@@ -33,7 +33,7 @@ _IN_TEXT = re.compile(
 )
 _IN_ADDRESS = re.compile(r"(?<=://)[^\s/@]+(?=@)")
 _BY_FORM = re.compile(
-    r"\b(?:hf_|api_org_|gh[pousr]_|github_pat_|sk-(?:[a-z]+-)?)[A-Za-z0-9_]{20,}\b"
+    r"\b(?:hf_|api_org_|gh[pousr]_|github_pat_|glpat-|sk-(?:[a-z]+-)?)[A-Za-z0-9_]{20,}\b"
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +169,16 @@ def check_weights(source: str, report: dict[str, Any]) -> None:
             + "\n  ".join(problems[:6])
             + "\nThe config, or a weight file, belongs to another model; save or copy both again."
         )
+
+
+def stored_weights(files: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights in safetensors files, each with its name, one at a time."""
+    from safetensors import safe_open
+
+    for file in files:
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118, it is no mapping
+                yield name, weights.get_tensor(name)
 
 
 def check_numbers(source: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -473,13 +473,21 @@ def test_rows_with_nothing_left_to_learn_are_dropped(home, check):
     assert said["PROBLEM"].startswith("No row has anything left to learn")
 
 
-def test_damaged_weights_are_told_of_each_part(home, check):
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda content: content[:-100], "model.safetensors in the folder .*torn is damaged"),
+        (lambda content: content[:-4] + b"\0\0\xc0\x7f", r"no numbers: 1 of .* are NaN or inf"),
+    ],
+    ids=["cut", "NaN"],
+)
+def test_damaged_weights_are_told_of_each_part(home, check, damage, words):
     shutil.copytree(home / "tiny", home / "torn")
     weights = home / "torn" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+    weights.write_bytes(damage(weights.read_bytes()))
     good, said = check(('base = "tiny"', 'base = "torn"'))
     assert not good
-    assert re.match(r"base: Cannot load the model in '.*torn'", said["PROBLEM"])
+    assert re.match(f"base: .*{words}", said["PROBLEM"])
     assert "time" in said  # the rest is told all the same
 
 

@@ -263,9 +263,12 @@ def test_missing_folder(source):
 # --- Bad folders -----------------------------------------------------------------------------
 
 
+def edit_json(saved, name, **changes):
+    write_json(saved, name, json.loads((saved / name).read_text()) | changes)
+
+
 def edit_config(saved, **changes):
-    config = json.loads((saved / "config.json").read_text())
-    (saved / "config.json").write_text(json.dumps(config | changes))
+    edit_json(saved, "config.json", **changes)
 
 
 def edit_weights(saved, edit):
@@ -317,6 +320,14 @@ BROKEN = {
     "no weights": (lose("model.safetensors"), "model.safetensors is missing"),
     "truncated weights": (truncate, "damaged"),
     "broken config": (lambda saved: (saved / "config.json").write_text("{"), "damaged"),
+    "an end token that is none": (
+        lambda saved: write_json(saved, "generation_config.json", {"eos_token_id": "x"}),
+        "Cannot load the model in … TypeError",
+    ),
+    "a length that is none": (
+        lambda saved: edit_json(saved, "tokenizer_config.json", model_max_length="x"),
+        "Cannot load the model in … TypeError",
+    ),
     "a missing weight": (
         lambda saved: edit_weights(saved, lambda weights: weights.pop("model.norm.weight")),
         "1 weights are missing … model.norm.weight",

@@ -55,7 +55,8 @@ def shows_nothing(text):
     "name",
     ["hub_token", "push_to_hub_token", "token", "HF_TOKEN", "use_auth_token", "password",
      "db_password", "client-secret", "wandb_api_key", "apikey", "aws_secret_access_key",
-     "private_key", "Authorization", "credentials", "passphrase"],
+     "private_key", "Authorization", "credentials", "passphrase", "db_pwd", "proxy_auth",
+     "account_key", "session_cookie"],
 )  # fmt: skip
 def test_a_secret_is_known_by_its_name(name):
     assert is_secret(name)
