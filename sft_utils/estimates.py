@@ -122,7 +122,7 @@ def answering_step(
 
 
 def work(config: SFTConfig, lengths: Lengths) -> tuple[int, float]:
-    """The number of updates, and of tokens that they compute, padding included. Chapter 06.
+    """The number of updates, and of tokens that they compute, padding included.
 
     Rows of similar length are taken to share a batch, as the walk-through's sampling has it. Raises
     ``ValueError`` if there is no whole batch where only whole ones count.
@@ -201,7 +201,7 @@ def trained(model: PreTrainedModel) -> int:
 
 
 def memory_needs(config: SFTConfig, model: PreTrainedModel, lengths: Lengths) -> tuple[float, str]:
-    """The bytes of a training step by the estimate of chapter 06, 0 if it has none; and a line."""
+    """The bytes of a training step by the estimate on paper, 0 if it has none; and a line."""
     from .training.memory import estimate_memory
 
     rows, width = min(config.train_batch_size, lengths.rows), max(lengths.tokens)
@@ -227,7 +227,7 @@ def disk_needs(
 
     Of each the folder, the bytes that are needed and those that are free, a line, and what to do
     if they are too few. In the store: checkpoints and the kept run. In the folder for temporary
-    files: the model that chapter 07 exports, beside the one that it began from.
+    files: the model that is exported, beside the one that it began from.
     """
     from .training.checkpoints import EVERY
 

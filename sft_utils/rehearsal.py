@@ -52,7 +52,7 @@ def rehearse(
     rows: tuple[Dataset, Dataset],
     updates: int,
 ) -> None:
-    """Do with a few rows what chapter 07 does with all: train, evaluate, export, ask.
+    """Do with a few rows what the training does with all: train, evaluate, export, ask.
 
     ``start`` is a model and its tokenizer, which stay as they are; ``rows`` are some to train on
     and some for validation; ``updates`` are those of the whole run, of which one is made. What is
