@@ -190,15 +190,17 @@ def learning_rate_of_zero(patch: Patch) -> None:
 def trainee_from_random_weights(patch: Patch) -> None:
     """Built from its config, never loaded."""
 
-    def load_trainee(old: Any, profile: Any) -> Any:
+    def load_part(old: Any, profile: Any, part: str) -> Any:
         import torch
         from transformers import AutoModelForCausalLM
 
-        model, tokenizer = old(profile)
+        model, tokenizer = old(profile, part)
+        if part != "trainee":
+            return model, tokenizer
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(model.config), tokenizer
 
-    swap(patch, "experiment", "load_trainee", load_trainee)
+    swap(patch, "experiment", "load_part", load_part)
 
 
 @fault(*LIVE)

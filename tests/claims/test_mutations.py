@@ -73,7 +73,8 @@ EXPECTED: dict[str, set[str]] = {
         "cost-forgets-facts",  # it had nothing to forget
     },
     "trainee-not-copied": {
-        "sft-answers",  # "before" is the trained model
+        "training-brings-answers",  # "before" is the trained model, on the dev questions
+        "sft-answers",  # and on the others
         "sft-beats-prompting",  # so it is the trained model that is prompted
         "cost-forgets-facts",  # the same
         "sft-needs-truth",  # and the control with false answers begins from it

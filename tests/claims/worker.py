@@ -64,6 +64,18 @@ def names(statement: ast.stmt) -> tuple[set[str], set[str]]:
     return changes - own, reads - own
 
 
+def appending(cells: list[str]) -> dict[str, set[str]]:
+    """The functions of a page that add to a list of the page, and the names of these lists."""
+    found: dict[str, set[str]] = {}
+    for function in (n for cell in cells for n in ast.parse(cell).body):
+        if isinstance(function, ast.FunctionDef):
+            calls = [n.func for n in ast.walk(function) if isinstance(n, ast.Call)]
+            lists = {ast.unparse(f.value) for f in calls if getattr(f, "attr", "") == "append"}
+            _, reads = names(function)
+            found[function.name] = lists & reads
+    return found
+
+
 def cells_of(page: str, edits: tuple[tuple[str, str], ...]) -> list[str]:
     """The page's cells with no more than what its claims rest on, edited.
 
@@ -72,11 +84,15 @@ def cells_of(page: str, edits: tuple[tuple[str, str], ...]) -> list[str]:
     """
     needed: set[str] = set()
     cells, stated = [], claims_of(page)
-    for cell in reversed(code_cells(ROOT / "book" / f"{page}.md")):
+    given = code_cells(ROOT / "book" / f"{page}.md")
+    adding = appending([cell.source for cell in given])
+    for cell in reversed(given):
         kept: list[str] = []
         for statement in reversed(ast.parse(cell.source).body):
             changes, reads = names(statement)
             text = ast.unparse(statement)
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+                changes |= adding.get(ast.unparse(statement.value.func), set())
             states = re.match(r"claim\(\s*['\"]([\w-]+)", text)
             if (states and states[1] in stated) or (not states and changes & needed):
                 binds = ast.Assign | ast.Import | ast.ImportFrom | ast.FunctionDef
