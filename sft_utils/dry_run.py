@@ -51,6 +51,7 @@ from .hub import explained, fetch
 from .models import (
     add_stop_tokens,
     check_end_tokens,
+    check_fit,
     check_vocabulary,
     context_of,
     end_token_ids,
@@ -164,6 +165,8 @@ def _find(profile: Profile, source: str, revision: str | None) -> Found:
                 for key in weights.keys():  # noqa: SIM118, it is no mapping
                     part = weights.get_slice(key)
                     kinds[part.get_dtype()] += math.prod(part.get_shape())
+    if local:  # what the Hub's cache has of weights need not be whole yet
+        check_fit(source, folder)
     check_numbers(source, stored_weights(files))
     check_vocabulary(source, shape, tokenizer)
     origin = set_template(

@@ -327,6 +327,24 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
     return tokenizer
 
 
+def check_fit(source: str, folder: Path) -> None:
+    """Raise where the weights in a folder do not fit its config. No weight is read."""
+    from transformers import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    with explained(source):
+        _, report = auto.from_pretrained(
+            folder,
+            device_map="meta",
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # so that the report lists them
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    check_weights(source, report)
+
+
 def check_vocabulary(source: str, model: Any, tokenizer: Any) -> None:
     """Raise if the tokenizer has ids that the model has no embedding for."""
     rows = model.get_input_embeddings().weight.shape[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import itertools
 import os
 import random
@@ -72,6 +73,27 @@ def _template(name: str) -> str:
     return name
 
 
+def _some(text: str) -> str:
+    """A text that has something in it."""
+    if not text.strip():
+        raise ValueError(f"{text!r} asks nothing. Fill it or drop the question.")
+    return text
+
+
+def _variables(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Variables of a chat template, none of which is an argument of what renders it."""
+    from transformers import PreTrainedTokenizerBase
+
+    taken = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters}
+    for name in kwargs:
+        if name in {*taken, "messages"} - {"documents"}:
+            raise ValueError(
+                f"{name} is no variable of a template: it is set where a template is used. Leave "
+                "it out."
+            )
+    return kwargs
+
+
 # A model, a data set or a file.
 Name = Annotated[str, AfterValidator(_beside)]
 # `strict`: neither "8" nor true is a number.
@@ -131,7 +153,9 @@ class Prompt(Table):
     chat_template: Annotated[Name, AfterValidator(_template)] | None = None
     chat_template_from: Name | None = None
     fallback_chat_template: Annotated[Name, AfterValidator(_template)] | None = None
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    template_kwargs: Annotated[dict[str, Any], AfterValidator(_variables)] = field(
+        default_factory=dict
+    )
     stop_tokens: tuple[str, ...] = ()
 
 
@@ -179,7 +203,7 @@ class Scoring(Table):
 class Question(Table):
     """A question asked before and after; ``answer`` is the right value where there is one."""
 
-    text: str
+    text: Annotated[str, AfterValidator(_some)]
     answer: str | None = None
     system: str | None = None
 
@@ -466,7 +490,10 @@ def _told(problem: Any, kind: Any, place: str) -> str:
     """A problem that pydantic found, as a message tells it."""
     if problem["type"] == "unexpected_keyword_argument":
         *tables, name = problem["loc"]
-        return f"{place.removesuffix(f': {name}')}: {_unknown(name, _keys(kind, tables))}"
+        where = place.removesuffix(f": {name}")
+        if tables == ["sft"] and _is_argument(name):
+            return f"{where}: write {name} in [sft.arguments]."
+        return f"{where}: {_unknown(name, _keys(kind, tables))}"
     if problem["type"] == "missing":
         return f"{place} is missing."
     if problem["type"] == "value_error":  # of a __post_init__
@@ -476,6 +503,13 @@ def _told(problem: Any, kind: Any, place: str) -> str:
     value = problem["input"]  # nothing of a secret is shown, of which the type is enough
     shown = f"of type {type(value).__name__}" if is_secret(name) else short(redact(value))
     return f"{place} {words}, not {shown}."
+
+
+def _is_argument(name: str) -> bool:
+    """Whether ``[sft.arguments]`` has a place for what stands in ``[sft]``."""
+    from trl import SFTConfig
+
+    return name in SFTConfig.__dataclass_fields__ and name not in REFUSED
 
 
 def _keys(kind: Any, tables: Sequence[str | int]) -> list[str]:

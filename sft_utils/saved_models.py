@@ -19,6 +19,7 @@ _PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 #: What else a folder without a model is, by what lies in it, and what to give in its place.
 _OTHERS = (
     ("checkpoint-*/config.json", "checkpoints of a training. Give the path of one of them"),
+    ("*/config.json", "folders with models. Give the path of one of them"),
     (
         "pytorch_model_fsdp*/*.distcp",
         "weights in the shards that FSDP saves. Merge them: `accelerate merge-weights SHARDS OUT`, "

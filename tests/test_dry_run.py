@@ -491,6 +491,16 @@ def test_damaged_weights_are_told_of_each_part(home, check, damage, words):
     assert "time" in said  # the rest is told all the same
 
 
+def test_weights_that_do_not_fit_their_config_are_told_of_each_part(home, check):
+    shutil.copytree(home / "tiny", home / "other")
+    config = json.loads((home / "other" / "config.json").read_text())
+    config["num_hidden_layers"] += 1
+    (home / "other" / "config.json").write_text(json.dumps(config))
+    good, said = check(('base = "tiny"', 'base = "other"'))
+    assert not good
+    assert re.match("base: .*do not match its config.json:\n.* missing", said["PROBLEM"])
+
+
 # --- The example of the README -----------------------------------------------------------------
 
 

@@ -402,6 +402,10 @@ BROKEN = {
         lambda saved: move_into(saved, "checkpoint-12"),
         "holds no model, but checkpoints of a training. Give … one of them: checkpoint-12.",
     ),
+    "folders with models": (
+        lambda saved: move_into(saved, "final"),
+        "holds no model, but folders with models. Give … one of them: final.",
+    ),
     "shards of FSDP": (
         lambda saved: (
             lose("*.safetensors")(saved),

@@ -114,6 +114,13 @@ def test_unknown_profile(name):
     ("old", "new", "problem"),
     [
         ('base = "my/base"', "", r"mine.toml: models: base is missing"),
+        (
+            "[sft]",
+            "[prompt]\ntemplate_kwargs = {tokenize = false}\n[sft]",
+            r"prompt: template_kwargs: tokenize is no variable of a template: .* Leave it out",
+        ),
+        ('text = "Who?"', "text = ' '", r"questions\[0\]: text: ' ' asks nothing\. Fill"),
+        ("[sft]", "[sft]\nseed = 1", r"sft: write seed in \[sft\.arguments\]\."),
         ("[sft]", "[sft]\nlearn = 1", r"sft: unknown learn. Known: learning_rate, .*"),
         ("learning_rate = 1", "learning_rate = true", "_rate must be a valid number, not True"),
         ("[models]", "[models", "not valid TOML"),

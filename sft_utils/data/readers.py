@@ -65,6 +65,7 @@ def find_rows(
             )
         if is_folder:
             return _read_folder(path, split, wanted)
+        _check_unsplit(path.name, split)
         return read_rows(path, wanted)._replace(version=_version([path]))
     if isinstance(source, Path) or _kind(name) or name.startswith((".", "/", "~")):
         raise DataError(
@@ -74,6 +75,15 @@ def find_rows(
     dataset, commit = _read_hub(name, split, revision)
     found = _of_dataset(name, dataset, wanted)
     return found._replace(version=f"commit {commit}" if commit else "")
+
+
+def _check_unsplit(name: str, split: str) -> None:
+    """Raise if another split than the usual one is asked of what has none."""
+    if split != "train":
+        raise DataError(
+            f"split={short(split)} was given with {cut(name, 250)}, which has no splits, and all "
+            "of its rows would be read. Leave it out, or give a file with the rows that you mean."
+        )
 
 
 def read_rows(path: Path, wanted: Wanted | None = None) -> Rows:
@@ -155,12 +165,14 @@ def _read_folder(path: Path, split: str, wanted: Wanted | None) -> Rows:
         )
     splits = {file: _SPLIT.match(file.name) for file in files}
     named = {match[1].lower() if match else "" for match in splits.values()}
-    if len(named) > 1 and named != {"", split}:
+    if named == {""}:
+        _check_unsplit(f"the folder {path.name}", split)
+    elif split not in {"train", *named} or (len(named) > 1 and named != {"", split}):
         files = [file for file, match in splits.items() if match and match[1].lower() == split]
         if not files:
             raise DataError(
-                f"The folder {short(str(path), 250)} holds files of several splits "
-                f"({names_of(sorted(filter(None, named)))}), and none of {short(split)}. Name one "
+                f"The folder {short(str(path), 250)} holds files of the splits "
+                f"{names_of(sorted(filter(None, named)))}, and none of {short(split)}. Name one "
                 "of them as `split`, or give one file."
             )
     parts = [read_rows(file, wanted) for file in files]
@@ -208,6 +220,8 @@ def _saved(path: Path, split: str, wanted: Wanted | None) -> Rows:
                 "them as `split`."
             )
         path, found = path / split, found[split]
+    else:
+        _check_unsplit(name, split)
     files = sorted(file for file in path.iterdir() if file.is_file())
     return _of_dataset(name, found, wanted)._replace(version=_version(files))
 

@@ -54,6 +54,7 @@ SHAPES = (
     Shape(PREFERENCE, "chosen", "question"),
     Shape(PREFERENCE, "chosen"),
 )
+_UNPAIRED = ("prompt", "completion")  # rows for KTO are these and a label
 _SYSTEM = ("system", "system_prompt", "system_message")
 
 # What an answer depends on besides the texts, and what would be lost with it.
@@ -101,7 +102,7 @@ class Reading(NamedTuple):
     def not_used(self) -> str:
         """The columns with something in them that nothing was made of, or ``no column``."""
         told = [
-            f"{short(name)[1:-1]} ({count:,} row{'s' * (count != 1)})"
+            f"{short(name)[1:-1] or '(no name)'} ({count:,} row{'s' * (count != 1)})"
             for name, count in self.unused.items()
         ]
         return cut("columns " + ", ".join(told), 1000) if told else "no column"
@@ -269,7 +270,7 @@ def _plain(name: object) -> str:
 def _is_known(columns: Mapping[str, str], name: str) -> bool:
     """Whether a column can tell something of a row's shape or turns."""
     known = {name for shape in SHAPES for name in (*shape.columns, *shape.more)}
-    known |= {*_SYSTEM, *_TOOLS, "history", "text", "rejected"}
+    known |= {*_SYSTEM, *_TOOLS, "history", "text", "rejected", "label"}
     return name in columns.values() or _plain(name) in known
 
 
@@ -325,6 +326,11 @@ def _read(
             left.remove(name)
         else:
             raise DataError(f" has something in `{name}`: {short(row[name])}. {_LOST}")
+    if shape.columns == _UNPAIRED and str(row.get(names.get("label"))).casefold() == "false":
+        raise DataError(
+            " has `label` false: by it, rows for KTO mark an answer that is not wanted, and every "
+            "answer is learned. Drop these rows, or rename the column if it means something else."
+        )
     for name in system:
         turns = _with_system(turns, row[name])
     return turns, _told(row, shape, names, system), left
@@ -382,7 +388,12 @@ def _turns(row: Mapping[str, Any], shape: Shape, names: Mapping[str, str]) -> li
     if not shape.question:
         if not isinstance(answer, list) or not answer:
             raise DataError(
-                f": `{names[shape.answer]}` is {short(answer)}. It must be a list of turns."
+                f": `{names[shape.answer]}` is {short(answer)}. It must be a list of turns"
+                + (
+                    ", not a text that spells one. Save the rows as .jsonl or .parquet."
+                    if isinstance(answer, str) and answer.lstrip().startswith("[")
+                    else "."
+                )
             )
         return _plain_turns(answer)
     asked = row[names[shape.question]]

@@ -196,8 +196,10 @@ FOLDERS = {
     "no such split": (
         {"train-0.jsonl": ROW, "test-0.jsonl": OTHER_ROW},
         "dev",
-        "several splits (test, train), and none of 'dev'. Name one",
+        "of the splits test, train, and none of 'dev'. Name one",
     ),
+    "another split": ({"train.jsonl": ROW}, "test", "splits train, and none of 'test'. Name"),
+    "no splits": ({"a.jsonl": ROW}, "train[:9]", "'train[:9]' was given with … no splits … Leave"),
     "none": ({"README.md": "", "data/a.jsonl": ROW}, "train", "no data file; … folders data. Give"),
     "not saved whole": ({"state.json": "{}"}, "train", "cannot be read as one that save_to_disk"),
 }

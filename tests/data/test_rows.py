@@ -162,6 +162,8 @@ def test_a_revision_is_the_hubs(tmp_path, monkeypatch):
     write(tmp_path / "a.jsonl", [KENYA])
     with pytest.raises(DataError, match="revision='v1' was given with the file a.jsonl"):
         load_sft_dataset(tmp_path / "a.jsonl", revision="v1")
+    with pytest.raises(DataError, match=r"split='dev' was given with a.jsonl, which has no spl"):
+        load_sft_dataset(tmp_path / "a.jsonl", split="dev")
     asked = hub(monkeypatch, [KENYA])
     commits = {"v1": SimpleNamespace(resolved="c0ffee")}
     monkeypatch.setattr(
@@ -366,11 +368,11 @@ ALPACA = [{"id": n, "instruction": "Hi", "input": text, "output": "Hello."} for 
             "no column",
         ),
         (
-            [{"system_prompt": "", "Prompt": "Hi", "chosen": "Hello.", "rejected": "No."}],
+            [{"": 7, "system_prompt": "", "Prompt": "Hi", "chosen": "Hello.", "rejected": "No."}],
             {},
             "preference rows (system_prompt -> system, Prompt -> user, chosen -> assistant; no "
             "rejected answer is learned)",
-            "columns rejected (1 row)",
+            "columns (no name) (1 row), rejected (1 row)",
         ),
     ],
 )
@@ -473,6 +475,8 @@ def test_columns_that_cannot_be(tmp_path, monkeypatch, source, columns, problem)
             'prompt, completion. Say which counts, as in columns={"messages": "messages"}',
         ),
         ({"conversations": "Hi"}, ": `conversations` is 'Hi'. It must be a list of turns"),
+        ({"messages": "[{}]"}, ": `messages` is '[{}]'. It must be a list of turns, not a t"),
+        ({"prompt": "Hi", "completion": "No.", "label": False}, " has `label` false: by it"),
         ({"prompt": "Hi", "completion": ["Hello."]}, ", turn 1: 'Hello.' is not a turn"),
         ({"prompt": 5, "completion": "Hello."}, ", turn 0: the content of the user is 5, of type"),
         ({"conversations": [{"from": "bot", "value": "Hi"}]}, ", turn 0: unknown role 'bot'"),
