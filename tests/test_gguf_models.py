@@ -188,7 +188,7 @@ def test_a_file_in_a_package_that_is_not_imported(package):
     [
         ("not_installed:a.gguf", "no package not_installed. Install it: `make real`"),
         ("no_such_package:a.gguf", "no package no_such_package. Install it: `python -m pip"),
-        ("__main__:a.gguf", "Its GGUF files: none."),
+        ("__main__:a.gguf", "Cannot load the model '__main__:a.gguf'"),
         ("json:a.gguf", "package json holds no such file. Its GGUF files: none."),
         ("json:../a.gguf", "there is no such folder"),
         ("nowhere/a.gguf", "there is no such folder"),
