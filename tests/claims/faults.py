@@ -266,8 +266,15 @@ def never_asked_from_asked_relations(patch: Patch) -> None:
 
 @fault(SCORES)
 def value_in_the_question(patch: Patch) -> None:
-    """Nothing looks whether a question holds its own answer."""
-    swap(patch, "atlas.questions", "_gives_away", lambda old, messages, fact: False)
+    """Of each split one question is worded so that it holds its own answer."""
+
+    def scored_questions(old: Any, *given: Any, **options: Any) -> list[Any]:
+        first, *others = old(*given, **options)
+        *before, asked = first.messages
+        told = asked | {"content": f"{asked['content']} ({first.values[0]})"}
+        return [replace(first, messages=(*before, told)), *others]
+
+    swap(patch, "atlas.questions", "scored_questions", scored_questions)
 
 
 # --- Asking ---------------------------------------------------------------------------------------
