@@ -246,8 +246,8 @@ def _lengths(
                 f"No {what}row has anything left to learn: the shortest has {min(part.full):,} "
                 f"tokens, and max_length is {limit}. Raise max_length."
             )
-        room = min(limit or sys.maxsize, context_of(found.shape))
-        long = sum(length > context_of(found.shape) for length in part.kept.values())
+        room = context_of(found.shape)
+        long = sum(length > room for length in part.kept.values())
         if long:
             report.problem(
                 f"data: {long:,} of {len(part.full):,} {what}rows have more tokens than the "

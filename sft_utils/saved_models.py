@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .files import is_lfs_pointer
 from .hub import ModelLoadError
 from .wording import names_of, short
 
@@ -79,9 +80,8 @@ def check_folder(folder: Path, revision: str | None = None) -> None:
 
 def check_pointers(files: Iterable[Path]) -> None:
     """Raise where a file is one of Git LFS's, which only says where the real one is."""
-    start = b"version https://git-lfs"
     for path in files:
-        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(start):
+        if path.is_file() and is_lfs_pointer(path):
             raise ModelLoadError(
                 f"{path.name} in {path.parent} is not the file itself but Git LFS's pointer to it: "
                 "the repository was cloned without Git LFS. Run `git lfs pull` there."

@@ -23,7 +23,6 @@ from ..evaluation.statistics import draw
 from ..profiles import Lora, Profile, load_profile
 from ..training import records
 from ..training.fingerprints import weights_hash
-from ..training.runs import train
 from . import evaluate
 from .questions import Question, scored_questions
 from .world import load_world
@@ -45,7 +44,6 @@ RATES = {"full": (3e-5, 1e-4, 3e-4), "lora": (3e-4, 1e-3, 3e-3)}
 LORA = Lora(r=16, lora_alpha=32)
 ANSWER_TOKENS = 128  # so that a model that can stop does
 QUESTIONS = {"dev": 60, "test": 100}
-SCORES = ("exact", "right_value", "value_anywhere", "stops")
 
 
 def questions(half: str) -> list[Question]:
@@ -135,7 +133,7 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[
         frame = evaluate.score_split(
             model, tokenizer, questions(half), max_new_tokens=ANSWER_TOKENS, batch_size=50
         )
-        columns = ["question", "response", "right", *SCORES, "entity", "relation"]
+        columns = ["question", "response", "right", *metrics.SCORES, "entity", "relation"]
         found[half] = frame[columns]
     found["facts"] = completed(model, tokenizer, questions("test"))
     return found
@@ -187,10 +185,9 @@ def result(run: Run, *, live: bool = False) -> Recorded:
             model, tokenizer = experiment.load_trainee(settings(run))
             return measure(model, tokenizer), {"run": weights_hash(model)[:16], "seeds": []}
         trainer: Any = trainer_of(run)
-        trained = train(trainer)
-        about = {"run": trained.fingerprint, "seeds": [run.seed], "seconds": trained.seconds}
-        found = measure(trainer.model, trainer.processing_class)
-        return found, about | {"log": trained.log_history}
+        return records.train_and_measure(
+            trainer, lambda tuned: measure(tuned, trainer.processing_class)
+        )
 
     if not is_installed():
         return records.load(run.name, recipe(run))
@@ -227,7 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _tell(run: Run) -> None:
     found = result(run).results
-    print(run.name, found["test"][list(SCORES)].mean().round(3).to_dict(), flush=True)
+    print(run.name, found["test"][list(metrics.SCORES)].mean().round(3).to_dict(), flush=True)
 
 
 if __name__ == "__main__":

@@ -64,16 +64,16 @@ def contains(response: str, answer: str) -> bool:
     between words, any place will do.
     """
     text, value = plain(response), plain(answer)
-    starts = re.finditer(f"(?={re.escape(value)})", text) if value else ()
+    matches = re.finditer(f"(?={re.escape(value)})", text) if value else ()
     return any(
-        not _goes_on(value[0], text[: match.start()][::-1])
-        and not _goes_on(value[-1], text[match.start() + len(value) :], after=True)
-        for match in starts
+        not _goes_on(value[0], text[max(start - 2, 0) : start][::-1])
+        and not _goes_on(value[-1], text[start + len(value) :][:2], after=True)
+        for start in (match.start() for match in matches)
     )
 
 
 def _goes_on(edge: str, rest: str, after: bool = False) -> bool:
-    """Whether the word or number that ends with ``edge`` goes on in ``rest``, read outwards."""
+    """Whether a word or number goes on from ``edge`` into ``rest``, two letters read outwards."""
     near, far = rest[:1], rest[1:2]
     if not (near and _in_word(edge)) or _NO_SPACES.match(near):
         return False

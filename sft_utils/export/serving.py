@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
-from ..chat import Messages
-from ..models import end_token_ids
+from ..chat import ChatTemplateError, Messages, rendered
+from ..models import context_of, end_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -69,21 +68,23 @@ def template_pieces(render: Render) -> Pieces:
     try:
         alone, between, before_more, _ = _cut(render([asked, answered, more], False), 3)
         _, after_asked = _cut(render([asked], True), 1)
-    except TemplateError as error:
-        raise NotRepeatable(f"the chat template refuses a conversation ({error})") from error
+    except ChatTemplateError as error:
+        raise NotRepeatable(
+            f"the chat template refuses a conversation ({error.__cause__})"
+        ) from error
     # After a question stands what ends it, and then what opens an answer, given or not.
-    end = _shared_beginning(between, after_asked)
-    opening = _shared_end(alone, before_more)
-    user, assistant = (opening, end), (between[len(end) :], _without_end(before_more, opening))
+    end = os.path.commonprefix([between, after_asked])
+    opening = os.path.commonprefix([alone[::-1], before_more[::-1]])[::-1]
+    user, assistant = (opening, end), (between[len(end) :], before_more.removesuffix(opening))
     system = None
     instruction = {"role": "system", "content": _SYSTEM}
     try:
         head, after_system, _ = _cut(render([instruction, asked], False), 2)
         if after_system.endswith(opening):
-            system = (head, _without_end(after_system, opening))
-    except (TemplateError, NotRepeatable):  # this template takes no system message
+            system = (head, after_system.removesuffix(opening))
+    except (ChatTemplateError, NotRepeatable):  # this template takes no system message
         system = None
-    pieces = Pieces(_without_end(alone, opening), system, user, assistant, after_asked[len(end) :])
+    pieces = Pieces(alone.removesuffix(opening), system, user, assistant, after_asked[len(end) :])
     # White space around a content is left out: many templates trim it, and Ollama cannot.
     conversation = _turns("First  one?", "No {{ it }}\n\nis not.", "Why?", "So.", "And then?")
     for number, turns in itertools.product((1, 3, 5), ([], [instruction] if system else [])):
@@ -116,12 +117,9 @@ def modelfile(
     adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
     def render(messages: Messages, opened: bool) -> str:
-        kwargs = dict(template_kwargs or {})
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=opened, **kwargs
-        )
+        text = rendered(tokenizer, messages, opened=opened, template_kwargs=template_kwargs)
         # Ollama writes the first token itself where the tokenizer does.
-        return str(text).removeprefix(bos) if adds_bos else str(text)
+        return text.removeprefix(bos) if adds_bos else text
 
     def literal(text: str) -> str:
         return text.replace("{{", '{{ "{{" }}')
@@ -140,7 +138,7 @@ def modelfile(
         f"{turn(pieces.assistant, '.Content')}{{{{ end }}}}{{{{ end }}}}{literal(pieces.opening)}"
     )
     ends = [tokenizer.decode([token]) for token in end_token_ids(model, tokenizer)]
-    context = min(getattr(model.config, "max_position_embeddings", None) or CONTEXT, CONTEXT)
+    context = min(context_of(model), CONTEXT)
     lines = [
         "# ollama create NAME -f Modelfile, then: ollama run NAME",
         "# Where Ollama does not take a folder of this architecture, make a GGUF file of it first,",
@@ -193,16 +191,3 @@ def _cut(text: str, contents: int) -> list[str]:
         before, _, text = text.partition(probe)
         parts.append(before)
     return [*parts, text]
-
-
-def _shared_beginning(one: str, other: str) -> str:
-    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    return "".join(letter for letter, _ in pairs)
-
-
-def _shared_end(one: str, other: str) -> str:
-    return _shared_beginning(one[::-1], other[::-1])[::-1]
-
-
-def _without_end(text: str, end: str) -> str:
-    return text[: len(text) - len(end)]

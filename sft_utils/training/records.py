@@ -87,12 +87,19 @@ def recorded(
     Raises `RecordError` for a record that is missing or stale, that of a live run too.
     """
 
-    def make() -> tuple[dict[str, Any], dict[str, Any]]:
-        run = train(trainer)
-        about = {"run": run.fingerprint, "seeds": [trainer.args.seed], "seconds": run.seconds}
-        return measure(trainer.model), about | {"log": run.log_history}
+    return kept_or_made(
+        name, recipe_of(trainer, measure, **parts), lambda: train_and_measure(trainer, measure), live=live,
+        folder=folder,
+    )  # fmt: skip
 
-    return kept_or_made(name, recipe_of(trainer, measure, **parts), make, live=live, folder=folder)
+
+def train_and_measure(
+    trainer: Trainer, measure: Callable[[Any], dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train and measure: the ``results`` of `Recorded`, and what is told ``about`` the run."""
+    run = train(trainer)
+    about = {"run": run.fingerprint, "seeds": [trainer.args.seed], "seconds": run.seconds}
+    return measure(trainer.model), about | {"log": run.log_history}
 
 
 def kept_or_made(
