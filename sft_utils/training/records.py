@@ -87,10 +87,10 @@ def recorded(
     Raises `RecordError` for a record that is missing or stale, that of a live run too.
     """
 
+    recipe = recipe_of(trainer, measure, **parts)
     return kept_or_made(
-        name, recipe_of(trainer, measure, **parts), lambda: train_and_measure(trainer, measure), live=live,
-        folder=folder,
-    )  # fmt: skip
+        name, recipe, lambda: train_and_measure(trainer, measure), live=live, folder=folder
+    )
 
 
 def train_and_measure(
