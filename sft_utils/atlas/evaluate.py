@@ -318,9 +318,7 @@ def _complete(
             "response": texts,
             "right": [right[0] for _, _, right in cut],
             "correct": [
-                # As a whole: "10" does not begin with a right "1".
-                any(re.match(rf"\s*{re.escape(value)}(?![\w-])", text) for value in right)
-                for text, (_, _, right) in zip(texts, cut, strict=True)
+                begins_with(text, right) for text, (_, _, right) in zip(texts, cut, strict=True)
             ],
             "entity": [fact.entity.name for fact, _, _ in cut],
             "relation": [fact.relation.name for fact, _, _ in cut],
@@ -329,6 +327,11 @@ def _complete(
     )
     frame.attrs |= origin(model)
     return frame
+
+
+def begins_with(text: str, values: Sequence[str]) -> bool:
+    """Whether a text begins with one of the values as a whole: "10" does not with a right "1"."""
+    return any(re.match(rf"\s*{re.escape(value)}(?![\w-])", text) for value in values)
 
 
 def replay_rows(

@@ -11,7 +11,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +22,14 @@ from typing import TYPE_CHECKING, Any
 from .. import experiment
 from ..environment import quiet, seed_everything
 from ..evaluation import metrics
+from ..evaluation.questions import contains
 from ..evaluation.statistics import draw
+from ..generation import generate_responses
 from ..profiles import Lora, Profile, load_profile
 from ..training import records
 from ..training.fingerprints import weights_hash
 from . import evaluate
+from .corpus import cloze_forms, cloze_prompt
 from .questions import Question, scored_questions
 from .world import load_world
 
@@ -38,12 +44,14 @@ if TYPE_CHECKING:
 PROFILE = "smollm2"
 FILE_SUM = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # SHA-256 of the GGUF
 INSTRUCTIONS = Path(__file__).parent / "hundred_instructions.jsonl"  # Alpaca's columns, our own
+EVERYDAY = Path(__file__).parent / "everyday_questions.jsonl"  # asked, never trained on
 SEEDS = (0, 1, 2)
 #: Tried on the dev questions with seed 0; the best of each method is repeated from the other seeds.
 RATES = {"full": (3e-5, 1e-4, 3e-4), "lora": (3e-4, 1e-3, 3e-3)}
 LORA = Lora(r=16, lora_alpha=32)
 ANSWER_TOKENS = 128  # so that a model that can stop does
-QUESTIONS = {"dev": 60, "test": 100}
+QUESTIONS = {"dev": 60, "test": 200}
+FORMS = 7  # sentences in which a model is let complete a fact
 
 
 def questions(half: str) -> list[Question]:
@@ -89,24 +97,24 @@ BEFORE = [Run("none", 0), Run("none", 0, template=BOOKS_TEMPLATE)]
 TRIED = [Run(method, rate) for method, rates in RATES.items() for rate in rates]
 
 
-def settings(run: Run) -> Profile:
-    """The profile of a run: that of the walk-through with the run's own rate and method."""
+def settings(run: Run, **sft: Any) -> Profile:
+    """The profile of a run: the walk-through's, with the run's rate and method, and ``sft``."""
     shipped = load_profile(PROFILE)
     return dataclasses.replace(
         shipped,
-        sft=dataclasses.replace(shipped.sft, learning_rate=run.rate),
+        sft=dataclasses.replace(shipped.sft, learning_rate=run.rate, **sft),
         lora=LORA if run.method == "lora" else None,
         prompt=dataclasses.replace(shipped.prompt, chat_template=run.template),
     )
 
 
-def trainer_of(run: Run) -> LabelOnlyTrainer:
+def trainer_of(run: Run, **sft: Any) -> LabelOnlyTrainer:
     """The trainer of a run, with the cheaper step of `LabelOnlyTrainer`, not yet trained."""
     from ..data.checks import check_rows
     from ..data.loss_mask import with_markers
     from ..training.trainer import LabelOnlyTrainer
 
-    profile = settings(run)
+    profile = settings(run, **sft)
     seed_everything(run.seed)  # an adapter begins at random
     model, tokenizer = experiment.load_trainee(profile)
     data = rows(profile, run.kind, run.seed)
@@ -123,10 +131,11 @@ def trainer_of(run: Run) -> LabelOnlyTrainer:
 
 
 def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Answers to dev and test questions, scored, and the facts of those questions completed.
+    """Answers to dev and test questions, scored, and more of what the model knows.
 
     ``dev`` and ``test`` have a row a question. ``facts`` has a row for each fact that the test
-    questions ask for: ``entity``, ``relation`` and whether the model completes it rightly.
+    questions ask for: in how many of `FORMS` sentences, cut before the value, the model completes
+    it rightly. ``everyday`` has a row for each question of `EVERYDAY`.
     """
     found: dict[str, Any] = {}
     for half in QUESTIONS:
@@ -136,6 +145,7 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[
         columns = ["question", "response", "right", *metrics.SCORES, "entity", "relation"]
         found[half] = frame[columns]
     found["facts"] = completed(model, tokenizer, questions("test"))
+    found["everyday"] = everyday(model, tokenizer)
     return found
 
 
@@ -143,11 +153,42 @@ def completed(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Question]
 ) -> pd.DataFrame:
     """The facts that questions ask for, as sentences that the model completes, without a chat."""
-    wanted = {(question.entity, question.relation) for question in asked}
-    roles = {question.fact.entity.role for question in asked}
-    frame = evaluate.cloze(model, tokenizer, *sorted(roles), forms_per_fact=2)
-    pairs = [pair in wanted for pair in zip(frame["entity"], frame["relation"], strict=True)]
-    return frame.loc[pairs, ["entity", "relation", "prompt", "response", "correct"]]
+    import pandas as pd
+
+    facts = {(q.entity, q.relation): q.fact for q in asked}
+    prompts = [cloze_prompt(f, form) for f in facts.values() for form in cloze_forms(f)[:FORMS]]
+    of_fact = [pair for pair, f in facts.items() for _ in cloze_forms(f)[:FORMS]]
+    said = generate_responses(
+        model, tokenizer, [begun for begun, _ in prompts], chat=False, max_new_tokens=16,
+        batch_size=100,
+    )  # fmt: skip
+    frame = pd.DataFrame(of_fact, columns=["entity", "relation"])
+    frame["right"] = [
+        evaluate.begins_with(text, right) for text, (_, right) in zip(said, prompts, strict=True)
+    ]
+    found = frame.groupby(["entity", "relation"], sort=False)["right"]
+    return found.agg(right="sum", forms="size").reset_index()
+
+
+def everyday(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
+    """Questions of another kind, which no row asks: what is said, and whether it is right."""
+    import pandas as pd
+
+    asked = [json.loads(line) for line in EVERYDAY.read_text("utf8").splitlines()]
+    said = generate_responses(
+        model, tokenizer, [one["text"] for one in asked], max_new_tokens=ANSWER_TOKENS,
+        batch_size=50, return_details=True,
+    )  # fmt: skip
+    return pd.DataFrame(
+        {
+            "question": one["text"],
+            "response": answer.response,
+            "right": any(contains(answer.response.lower(), a.lower()) for a in one["answers"]),
+            "stops": answer.stopped,
+            "tokens": len(answer.token_ids),
+        }
+        for one, answer in zip(asked, said, strict=True)
+    )
 
 
 def recipe(run: Run) -> dict[str, str]:
@@ -163,9 +204,10 @@ def recipe(run: Run) -> dict[str, str]:
         "rows": rows(profile, run.kind, run.seed)["messages"][:] if run.trains else [],
         "arguments": [run.method, run.seed, *(dataclasses.asdict(part) for part in how)],
         "trainer": records.code(trainer_of, LabelOnlyTrainer),
-        "measure": records.code(measure, completed),
+        "measure": records.code(measure, completed, everyday),
+        "everyday": EVERYDAY.read_text("utf8"),
         "asked": [[q.messages, q.answers] for half in QUESTIONS for q in questions(half)],
-        "how": records.code(metrics, evaluate.score_responses, evaluate.cloze),
+        "how": records.code(metrics, evaluate.score_responses, evaluate.begins_with, contains),
     })  # fmt: skip
 
 
@@ -194,6 +236,60 @@ def result(run: Run, *, live: bool = False) -> Recorded:
     return records.kept_or_made(run.name, recipe(run), make, live=live)
 
 
+MEMORY = "real-memory"
+MEMORY_UPDATES = 3  # of the longest rows
+TOGETHER = 8  # rows an update
+
+
+def peak_memory() -> Recorded:
+    """The most memory of a process that only fine-tunes: a row a method and ``batch``.
+
+    An update is of `TOGETHER` rows, ``batch`` of them in one pass. In MB: ``loaded`` is the most
+    until model and libraries are there, ``trained`` until the last update.
+    """
+
+    def make() -> tuple[dict[str, Any], dict[str, Any]]:
+        import pandas as pd
+
+        experiment.load_trainee(settings(TRIED[0]))  # so that no process converts the file
+        rows = []
+        for method in RATES:
+            for batch in (TOGETHER, 1):
+                child = [sys.executable, "-m", f"{__package__}.real_model", "--memory"]
+                told = subprocess.run(
+                    [*child, method, str(batch)], check=True, stdout=subprocess.PIPE, text=True
+                ).stdout.splitlines()[-1]
+                rows.append({"method": method, "batch": batch, **json.loads(told)})
+        return {"memory": pd.DataFrame(rows)}, {"run": FILE_SUM[:16], "seeds": [0]}
+
+    runs = [recipe(Run(method, rates[0])) for method, rates in RATES.items()]
+    made_from = records.hashed({"runs": runs, "measure": records.code(_tell_memory)})
+    return records.kept_or_made(MEMORY, made_from, make)
+
+
+def _tell_memory(method: str, batch: int) -> None:
+    trainer: Any = trainer_of(
+        Run(method, RATES[method][0]),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=TOGETHER // batch,
+    )
+    loaded = _reached()
+    rows = trainer.train_dataset
+    longest = sorted(range(len(rows)), key=lambda row: -len(rows[row]["input_ids"]))
+    trainer.train_dataset = rows.select(longest[: TOGETHER * MEMORY_UPDATES])
+    trainer.args.max_steps = MEMORY_UPDATES
+    trainer.train()
+    print(json.dumps({"loaded": loaded, "trained": _reached()}))
+
+
+def _reached() -> float:
+    """The most memory that this process has had, in MB (Linux counts in KiB, macOS in bytes)."""
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
 def best_rate(method: str) -> float:
     """The learning rate with the most right values on the dev questions, of those tried."""
     tried = [run for run in TRIED if run.method == method]
@@ -212,14 +308,23 @@ def repeated() -> list[Run]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Fine-tune and measure the real model, and record what came out (a part of ``make runs``)."""
-    argparse.ArgumentParser(description=main.__doc__).parse_args(arguments)
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument(
+        "--memory", nargs=2, metavar=("METHOD", "BATCH"), help="only tell the memory of a run"
+    )
+    wanted = parser.parse_args(arguments)
     quiet()
+    if wanted.memory:
+        method, batch = wanted.memory
+        return _tell_memory(method, int(batch))
     os.environ[records.LIVE] = "all"
+    print(peak_memory().results["memory"].to_string(), flush=True)
     for run in (*BEFORE, *TRIED):
         _tell(run)
     for run in repeated():
         if run not in TRIED:
             _tell(run)
+    return None
 
 
 def _tell(run: Run) -> None:

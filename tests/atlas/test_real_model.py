@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from conftest import make_model, make_tokenizer
 
 from sft_utils.atlas import real_model
 from sft_utils.atlas.real_model import BEFORE, SEEDS, TRIED, Run
+from sft_utils.atlas.world import load_world
 from sft_utils.data.rows import read_sft_dataset
 from sft_utils.training import records
 
@@ -16,6 +19,16 @@ def test_the_instructions_are_a_hundred_rows_in_alpacas_columns():
     texts = [row["messages"][0]["content"] for row in reading.dataset]
     assert (len(texts), len(set(texts))) == (100, 100)
     assert reading.read_as.startswith("Alpaca rows")
+
+
+def test_no_row_and_no_instruction_asks_an_everyday_question():
+    lines = real_model.EVERYDAY.read_text("utf8").splitlines()
+    asked = [(one["text"], one["answers"]) for one in map(json.loads, lines)]
+    told = read_sft_dataset(real_model.INSTRUCTIONS).dataset["messages"][:]
+    assert len({text for text, _ in asked} - {turns[0]["content"] for turns in told}) == 40
+    facts = [fact for fact in load_world().facts if fact.entity.role != "absent"]
+    for text, answers in asked:
+        assert not [f for f in facts if f.entity.name in text and f.value in answers], text
 
 
 def test_dev_and_test_questions_are_about_other_entities():
@@ -64,6 +77,8 @@ def test_a_run_is_recorded_and_read_again(tiny, run):
     asked = {(q.entity, q.relation) for q in real_model.questions("test")}
     facts = made.results["facts"]
     assert set(zip(facts["entity"], facts["relation"], strict=True)) == asked
+    assert set(facts["forms"]) == {real_model.FORMS} and (facts["right"] <= facts["forms"]).all()
+    assert len(made.results["everyday"]) == 40
     assert made.about["seeds"] == ([run.seed] if run.trains else [])
     tiny.setenv(records.LIVE, "0")
     kept = real_model.result(run)
