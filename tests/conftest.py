@@ -64,6 +64,16 @@ def pytest_xdist_make_scheduler(config, log):
     return OneBook(config, log)
 
 
+def thinned(cases, every):
+    """The cases of a test: one of so many is tried at each change, the others each week."""
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.weekly)
+        if place % every
+        else case
+        for place, case in enumerate(cases)
+    ]
+
+
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 CORPUS = [

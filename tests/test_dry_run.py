@@ -9,7 +9,7 @@ import sys
 import tomllib
 
 import pytest
-from conftest import PROFILE, ROOT, conversation, make_model, run_alone, write_tiny
+from conftest import PROFILE, ROOT, conversation, make_model, run_alone, thinned, write_tiny
 from lookalikes import write_models
 
 from sft_utils import dry_run, estimates, experiment
@@ -318,8 +318,11 @@ LORA = {  # of [lora]
 
 @pytest.mark.parametrize(
     ("lines", "problem"),
-    [(f"[sft.arguments]\n{lines}", said) for lines, said in ARGUMENTS.items()]
-    + [(f"[lora]\n{lines}", said) for lines, said in LORA.items()],
+    thinned(
+        [(f"[sft.arguments]\n{lines}", said) for lines, said in ARGUMENTS.items()]
+        + [(f"[lora]\n{lines}", said) for lines, said in LORA.items()],
+        every=4,
+    ),
 )
 def test_a_setting_that_would_stop_the_build_is_named(check, lines, problem):
     good, said = check(more=lines)
@@ -338,7 +341,7 @@ def test_all_settings_that_are_wrong_are_named_at_once(check):
 
 @pytest.mark.parametrize(
     "lines",
-    [
+    thinned(every=3, cases=[
         "[sft.arguments]\nmax_steps = 3",
         "[sft.arguments]\nmax_steps = -1\nlogging_strategy = 'no'\nseed = 3",
         "[sft.arguments]\neval_strategy = 'epoch'\nmetric_for_best_model = 'mean_token_accuracy'",
@@ -349,8 +352,8 @@ def test_all_settings_that_are_wrong_are_named_at_once(check):
         "lr_scheduler_type = 'cosine_with_min_lr'\n[sft.arguments]\n"
         "lr_scheduler_kwargs = {min_lr = 1e-5}",
         "[lora]\nr = 2\nlora_alpha = 4\ntarget_modules = ['q_proj']",
-    ],
-)
+    ]),
+)  # fmt: skip
 def test_settings_that_work_pass(check, lines):
     good, said = check(("[[q", f"{lines}\n[[q"))
     assert good, said["PROBLEM"]

@@ -64,6 +64,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
     assert names == shipped()
 
 
+@pytest.mark.weekly  # `.ci/run` runs a notebook with the wheel at each change
 def test_installed_elsewhere_it_loads_a_model_and_answers(wheel, tmp_path):
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()

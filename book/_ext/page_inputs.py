@@ -36,8 +36,8 @@ LAZY_TABLE = "_EXPORTS"
 BOOKS_OWN = "atlas"
 #: The package's folder of profiles. Only the profile in use is an input.
 PROFILE_FOLDER = "profile_files"
-#: The module of recorded runs, by a package's name. ``SFT_LIVE`` says which of them a page makes.
-RECORDS = "{}/training/records.py"
+#: What says which recorded runs a page makes again, by a module that it reaches.
+LIVE = {"training/records.py": "SFT_LIVE", "atlas/real_model.py": "SFT_REAL"}
 #: Calls that can import what no reader of the source foresees.
 DYNAMIC = {"import_module", "__import__", "run_module", "run_path"}
 
@@ -235,8 +235,11 @@ def inputs(cells: list[str], folder: Path, package: Package, pins: Path | None) 
         core="",
     )
     files = package.files(page)
-    records = RECORDS.format(package.name) in files
-    live = {"live runs": os.environ.get("SFT_LIVE", "")} if records else {}
+    live = {
+        variable: os.environ.get(variable, "")
+        for module, variable in LIVE.items()
+        if f"{package.name}/{module}" in files
+    }
     return {
         "code cells": _hash(json.dumps(cells).encode()),
         **files,

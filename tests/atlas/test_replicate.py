@@ -9,7 +9,7 @@ from itertools import islice
 
 import pandas as pd
 import pytest
-from conftest import make_model
+from conftest import make_model, thinned
 
 from sft_utils.atlas import pretrain
 from sft_utils.atlas import replicate as module
@@ -258,7 +258,7 @@ def stop(*given):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("part", ["tables", "documents", "sizes"])
+@pytest.mark.parametrize("part", thinned(["tables", "documents", "sizes"], 3))
 def test_a_record_is_stale_when_what_the_pretraining_rests_on_changes(
     shipped, work, monkeypatch, part
 ):

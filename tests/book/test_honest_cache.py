@@ -22,7 +22,7 @@ import psutil
 import pytest
 import yaml
 from book.small_book import EXTENSION, JUPYTER_BOOK, SPHINX, SmallBook
-from conftest import ROOT
+from conftest import ROOT, thinned
 
 sys.path.insert(0, str(EXTENSION))
 
@@ -390,6 +390,7 @@ def test_pages_of_the_books_own_models_execute_side_by_side(book):
     assert large > small + 200, "each kernel has its own"
 
 
+@pytest.mark.weekly
 def test_with_other_models_one_page_executes_after_the_other(book):
     for name, number, other in (("01-sums", "01", "02"), ("02-lazy", "02", "03")):
         meet = MEET.format(own=f"met-{number}", other=f"met-{other}", seconds=3)
@@ -402,7 +403,7 @@ def test_with_other_models_one_page_executes_after_the_other(book):
 
 @pytest.mark.skipif(page_runs.room() < 2, reason="no room for two kernels")
 @pytest.mark.skipif(sys.platform == "win32", reason="sends no interrupt to one process")
-@pytest.mark.parametrize("how", ["a page fails", "SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("how", thinned(["SIGINT", "SIGTERM", "a page fails"], 3))
 def test_a_build_that_ends_early_leaves_no_kernel(book, how):
     note = 'import os, pathlib\n\npathlib.Path("../kernel").write_text(str(os.getpid()))'
     meet = MEET.format(own="met-02", other="never", seconds=500)

@@ -8,6 +8,7 @@ import sys
 import pytest
 from book.small_book import EXTENSION, SmallBook
 from bs4 import BeautifulSoup
+from conftest import thinned
 from myst_parser.config.main import MdParserConfig
 
 sys.path.insert(0, str(EXTENSION))
@@ -137,7 +138,7 @@ def test_a_measure_brings_what_belongs_to_it(built):
 
 @pytest.mark.parametrize(
     ("prose", "told"),
-    [
+    thinned(every=7, cases=[
         (
             "It is {eval}`missing + 1`.",
             "page.md, cell 1: NameError: line 15, {eval}`missing + 1`: name 'missing'",
@@ -157,8 +158,8 @@ def test_a_measure_brings_what_belongs_to_it(built):
             "page.md, cell 1: CellTimeoutError: The exp",
         ),
         ("![alt {eval}`n`](x.png)", "page.md: {eval}`n` is in the text of an image"),
-    ],
-)
+    ]),
+)  # fmt: skip
 def test_what_cannot_be_computed_stops_the_build(book, prose, told):
     page = f"# Page\n\n```{{code-cell}} ipython3\nn = 1\n```\n\nFine.\n{prose}\n"
     book.write("page.md", HEADER + page)

@@ -200,6 +200,7 @@ It is {eval}`n`, in {eval}`os.getcwd() + "/here"`.
 """
 
 
+@pytest.mark.weekly
 def test_a_build_in_a_folder_of_any_name_mends_its_cache(tmp_path: Path) -> None:
     root = tmp_path / "a%20b #1? 'ж'"
     root.mkdir()

@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import thinned
 from scipy import stats
 from statsmodels.api import OLS
 from statsmodels.stats.multitest import multipletests
@@ -203,8 +204,8 @@ def test_alike_within_entities_is_as_wide_as_for_the_entities_alone():
 # --- Coverage ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", SIZES)
-@pytest.mark.parametrize("correlation", [0, 0.3])
+@pytest.mark.parametrize("kind", thinned(SIZES, every=3))
+@pytest.mark.parametrize("correlation", [0.3, pytest.param(0, marks=pytest.mark.weekly)])
 def test_a_share_is_covered(kind, correlation):
     """Beta-binomial entities with this correlation between two answers of one entity."""
     sizes, rng = SIZES[kind], np.random.default_rng(5)
@@ -219,8 +220,13 @@ def test_a_share_is_covered(kind, correlation):
         assert 0.93 <= found <= most, f"{found} at a share of {share}"
 
 
-@pytest.mark.parametrize("kind", ["atlas", "uneven"])
-@pytest.mark.parametrize("parts", [(0, 0, 0), (0.3, 0.3, 0.2)])
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    thinned(
+        [(kind, parts) for parts in ((0.3, 0.3, 0.2), (0, 0, 0)) for kind in ("atlas", "uneven")],
+        every=4,
+    ),
+)
 def test_a_change_is_covered(kind, parts):
     sizes, rng = SIZES[kind], np.random.default_rng(6)
     clusters, (entity, question, change) = clusters_of(sizes), parts

@@ -249,6 +249,7 @@ def test_bytes_that_do_not_match_the_announced_sum(hub, client, tmp_path, name):
     assert_whole(client.model(BASE), hub, BASE)
 
 
+@pytest.mark.weekly  # it waits for a server that is asked again and again
 def test_what_was_not_compared_is_compared_before_it_is_used(hub, client, tmp_path):
     """The file arrives damaged, and the list of sums does not arrive."""
     file = hub.published(BASE)

@@ -134,6 +134,7 @@ print("FSDP", trainer.accelerator.state.fsdp_plugin.fsdp_version, config.bf16)
 """
 
 
+@pytest.mark.weekly
 def test_the_exported_folder_passes_the_trainer_under_fsdp(tmp_path):
     """With the settings that the walk-through's run has, and the command's."""
     from datasets import Dataset
