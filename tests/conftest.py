@@ -64,6 +64,15 @@ def pytest_xdist_make_scheduler(config, log):
     return OneBook(config, log)
 
 
+def readme_profile():
+    """The example of a profile in the README."""
+    blocks = re.findall(
+        r"^```toml\n(.*?)^```$", (ROOT / "README.md").read_text("utf8"), re.M | re.S
+    )
+    [text] = [block for block in blocks if "[models]" in block]
+    return text
+
+
 def thinned(cases, every):
     """The cases of a test: one of so many is tried at each change, the others each week."""
     return [

@@ -9,7 +9,16 @@ import sys
 import tomllib
 
 import pytest
-from conftest import PROFILE, ROOT, conversation, make_model, run_alone, thinned, write_tiny
+from conftest import (
+    PROFILE,
+    ROOT,
+    conversation,
+    make_model,
+    readme_profile,
+    run_alone,
+    thinned,
+    write_tiny,
+)
 from lookalikes import write_models
 
 from sft_utils import dry_run, estimates, experiment
@@ -512,9 +521,7 @@ def test_the_example_of_the_readme_can_be_built(tmp_path, capsys):
     write_models(tmp_path)
     rows = [{"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(60)]
     write(tmp_path / "mine.jsonl", rows)
-    readme = (ROOT / "README.md").read_text("utf8")
-    blocks = re.findall(r"^```toml\n(.*?)^```$", readme, re.M | re.S)
-    [text] = [block for block in blocks if "[models]" in block]
+    text = readme_profile()
     (tmp_path / "mine.toml").write_text(text.replace('"HuggingFaceTB/SmolLM2-135M"', '"trainee"'))
     assert main(["check", str(tmp_path / "mine.toml")]) == 0
     said = capsys.readouterr().out

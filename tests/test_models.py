@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import SPECIAL, make_model
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertLMHeadModel
 
 from sft_utils import hub, models
 from sft_utils.atlas import shipped
@@ -474,6 +475,19 @@ def test_code_in_the_folder_is_never_run(saved):
     edit_config(saved, model_type="mine", auto_map=auto_map)
     (saved / "evil.py").write_text("raise SystemExit('the code ran')")
     assert "Cannot load the model" in load_error(saved)
+
+
+@pytest.mark.parametrize("is_decoder", [True, False])
+def test_a_model_that_reads_ahead_is_refused(tmp_path, chat_tokenizer, is_decoder):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=300, num_hidden_layers=1, is_decoder=is_decoder, **sizes)
+    BertLMHeadModel(config).save_pretrained(tmp_path)
+    chat_tokenizer.save_pretrained(tmp_path)
+    if is_decoder:
+        load_model_and_tokenizer(tmp_path)
+        return
+    with pytest.raises(ModelLoadError, match="'bert' and looks at the tokens after a place"):
+        load_model_and_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", ["float33", "int8", "nn"])

@@ -42,7 +42,7 @@ from myst_nb.ext.glue.crossref import read_glue_cache
 from myst_nb.ext.glue.utils import PendingGlueReference
 from nbformat import NotebookNode
 from page_cache import PageCache
-from page_inputs import Package, digest, inputs, own_models, profile_file
+from page_inputs import Package, digest, inputs, own_models, profile_file, profile_in_use
 from page_report import Execution, failure, table
 from page_runs import PageRun, PageRuns, room
 from profile_pages import resolve_only
@@ -269,7 +269,7 @@ class HonestCache:
         path, text = env.doc2path(docname), Path(env.doc2path(docname)).read_text(encoding="utf-8")
         configs = env.myst_config, env.mystnb_config  # type: ignore[attr-defined]
         reader = create_nb_reader(path, *configs, text)
-        return reader and reader.read(resolve_only(text, own_models()))
+        return reader and reader.read(resolve_only(text, profile_in_use()))
 
     def _begin(self, docname: str, notebook: NotebookNode, found: dict[str, str]) -> PageRun:
         """Execute a copy of the page's notebook, with the inputs ``found``, when its turn comes."""

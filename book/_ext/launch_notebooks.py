@@ -25,7 +25,7 @@ from myst_nb.core.read import read_myst_markdown_notebook
 from myst_nb.core.variables import format_plain_text
 from myst_nb.ext.glue.crossref import read_glue_cache
 from page_frame import LIBRARIES
-from page_inputs import own_models
+from page_inputs import profile_in_use
 from profile_pages import resolve_only
 from pybtex.database import BibliographyData, Entry, parse_file
 from sphinx.application import Sphinx
@@ -108,7 +108,7 @@ class Notebooks:
 
         ``docname`` is Sphinx's name of the page, ``book/03-baseline``. Raises `NotebookError`.
         """
-        notebook = read_myst_markdown_notebook(resolve_only(page, own_models(), unwrap=True))
+        notebook = read_myst_markdown_notebook(resolve_only(page, profile_in_use(), unwrap=True))
         notebook.metadata = nbformat.from_dict(
             {"kernelspec": notebook.metadata["kernelspec"], "page": digest(page)}
         )

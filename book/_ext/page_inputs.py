@@ -328,23 +328,28 @@ def _is_command(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
+def profile_in_use() -> str:
+    """``SFT_PROFILE``: the name of a shipped profile, or where the reader's own lies."""
+    return os.environ.get("SFT_PROFILE") or BOOKS_OWN
+
+
 def profile_name() -> str:
     """What pages call the profile in use: the name of a shipped one, or of the reader's file.
 
     Where the file's name is no text, its bytes no UTF-8, � stands for what cannot be written.
     """
-    name = Path(os.environ.get("SFT_PROFILE") or BOOKS_OWN).name
+    name = Path(profile_in_use()).name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def own_models() -> bool:
     """Whether the book is built with the models that it ships."""
-    return (os.environ.get("SFT_PROFILE") or BOOKS_OWN) == BOOKS_OWN
+    return profile_in_use() == BOOKS_OWN
 
 
 def profile_file(folder: Path, package: Package | None = None) -> Path | None:
     """The file of the profile in use, as a page in ``folder`` finds it."""
-    name = os.environ.get("SFT_PROFILE") or BOOKS_OWN
+    name = profile_in_use()
     shipped = (package or Package("sft_utils")).root / PROFILE_FOLDER / f"{name}.toml"
     places = [shipped, *(above / Path(name).expanduser() for above in (folder, *folder.parents))]
     return next((place for place in places if place.is_file()), None)
@@ -352,7 +357,7 @@ def profile_file(folder: Path, package: Package | None = None) -> Path | None:
 
 def _profile(package: Package, folder: Path) -> dict[str, str]:
     """The profile in use, its file, and the local files that it names."""
-    name = os.environ.get("SFT_PROFILE") or BOOKS_OWN
+    name = profile_in_use()
     file = profile_file(folder, package)
     found = {"profile": name}
     if file:

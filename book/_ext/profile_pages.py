@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 from docutils import nodes
-from page_inputs import BOOKS_OWN, own_models, profile_file, profile_name
+from page_inputs import own_models, profile_file, profile_in_use, profile_name
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
@@ -27,21 +27,22 @@ from sphinx.config import Config
 MEASURED = re.compile(r"book/(?:(?:09|[1-9]\d)-\S+|cards|claims)")
 REFERENCE = re.compile(r"book/04-\S+")
 ONLY = re.compile(
-    r"^(?P<fence>`{3,}|:{3,})\{only\} (?P<unless>not )?atlas *\n(?P<body>.*?)^(?P=fence) *$",
+    r"^(?P<fence>`{3,}|:{3,})\{only\} (?P<unless>not )?(?P<of>[\w-]+) *\n"
+    r"(?P<body>.*?)^(?P=fence) *$",
     re.M | re.S,
 )
 LINK = re.compile(r"(\]\()([\w./-]+)\.md(#[^)\s]*)?\)")
 
 
-def resolve_only(text: str, atlas: bool, unwrap: bool = False) -> str:
+def resolve_only(text: str, profile: str, unwrap: bool = False) -> str:
     """The text without the ``{only}`` blocks of other builds; every line stays in its place.
 
-    ``atlas`` says that the build is of the book's own models. With ``unwrap`` the blocks that stay
-    lose their fences.
+    A block is for the shipped profile that it names, or ``not`` for it. With ``unwrap`` the blocks
+    that stay lose their fences.
     """
 
     def change(block: re.Match[str]) -> str:
-        if (block["unless"] is None) != atlas:
+        if (block["unless"] is None) != (block["of"] == profile):
             return "\n" * block[0].count("\n")
         return f"\n{block['body']}" if unwrap else block[0]
 
@@ -149,14 +150,14 @@ def names_a_reference() -> bool:
 
 def choose_text(app: Sphinx, docname: str, source: list[str]) -> None:
     """``source-read``: take out what is for other builds."""
-    source[0] = resolve_only(source[0], own_models())
+    source[0] = resolve_only(source[0], profile_in_use())
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handlers."""
-    if own_models():
-        app.tags.add(BOOKS_OWN)
-    else:
+    if (name := profile_in_use()).isidentifier():  # for `{only}`; a path names no shipped profile
+        app.tags.add(name)
+    if not own_models():
         pages = ProfilePages(app)
         app.connect("config-inited", pages.choose, priority=100)  # before the table is read
         app.connect("source-read", pages.link)

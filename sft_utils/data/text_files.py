@@ -53,7 +53,7 @@ def jsonl_rows(name: str, text: str) -> list[tuple[int, Any]]:
     """The rows of a file with an object a line, each with its line."""
     # Not splitlines(): a string may hold U+2028, which is no end of a line here.
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    remedy = "Each line must hold one whole JSON object."
+    remedy = "Each line must hold one whole JSON object; call a file with one list .json."
     return [
         (number, _json(f"{name}, row {row} (line {number})", line, remedy))
         for row, (number, line) in enumerate(lines)

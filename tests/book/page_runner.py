@@ -100,10 +100,10 @@ def expressions(path: Path) -> list[tuple[int, str]]:
     """
     from inline_expressions import find
     from inline_expressions import prose as markdown
-    from page_inputs import own_models
+    from page_inputs import profile_in_use
     from profile_pages import resolve_only
 
-    text = resolve_only(path.read_text("utf8"), own_models())
+    text = resolve_only(path.read_text("utf8"), profile_in_use())
     notebook = read_myst_markdown_notebook(text, path=path)
     last = sum(cell.cell_type == "code" for cell in notebook.cells)
     config = MdParserConfig(enable_extensions=EXTENSIONS)

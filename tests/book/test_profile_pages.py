@@ -127,13 +127,16 @@ def test_the_books_own_has_every_page(book):
 
 def test_what_is_left_of_a_text_keeps_its_lines():
     text = "one\n```{only} atlas\ntwo\n```\n:::{only} not atlas\n`three`\n:::\nfour\n"
-    assert profile_pages.resolve_only(text, True, unwrap=True).split() == ["one", "two", "four"]
-    for atlas in (True, False):
-        left = profile_pages.resolve_only(text, atlas)
+    assert profile_pages.resolve_only(text, "atlas", unwrap=True).split() == ["one", "two", "four"]
+    for profile in ("atlas", "mine.toml"):
+        left = profile_pages.resolve_only(text, profile)
         assert left.count("\n") == text.count("\n")
         assert left.splitlines()[-1] == "four" and left.splitlines().index("four") == 7
-    assert "two" in profile_pages.resolve_only(text, True)
-    assert "three" not in profile_pages.resolve_only(text, True)
+    assert "two" in profile_pages.resolve_only(text, "atlas")
+    assert "three" not in profile_pages.resolve_only(text, "atlas")
+    other = "```{only} smollm2\nfive\n```\n"
+    left = [profile_pages.resolve_only(other, name) for name in ("smollm2", "x/smollm2", "atlas")]
+    assert ["five" in text for text in left] == [True, False, False]
 
 
 @pytest.mark.parametrize(

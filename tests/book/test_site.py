@@ -146,7 +146,7 @@ GLUE = re.compile(r"\{glue:text\}`(?:([^`:]+)\.md::)?([^`:]+)(?::([^`:]*))?`")
 @each_page
 def test_every_quoted_value_is_there(site, page):
     """Each role became a value, and the value is the one that its page has glued now."""
-    source = resolve_only(page.source, True)
+    source = resolve_only(page.source, "atlas")
     quoted = GLUE.findall(source)
     shown = page.article.select("span.pasted-text")
     inline = [node.get_text() for node in shown if "inline-expression" in node["class"]]
@@ -382,7 +382,7 @@ def ledger(site):
 def test_every_number_of_the_prose_is_in_the_ledger(site, ledger):
     listed = {(e["page"], e["name"]) for e in (*ledger["results"], *ledger["timings"])}
     for name in CHAPTERS:
-        source = resolve_only(site.page(name).source, True)
+        source = resolve_only(site.page(name).source, "atlas")
         asked = {text for _, text in re.findall(r"\{eval\}(`+)(.+?)\1", source)}
         assert {text for text in asked if (f"book/{name}.md", text) not in listed} == set(), name
     assert len(listed) > 250

@@ -6,11 +6,13 @@ since it takes minutes.
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import closing
 
 import pytest
 from book.test_other_profile import PAGES, run, start
+from conftest import readme_profile
 
 pytestmark = [
     pytest.mark.weekly,
@@ -18,10 +20,10 @@ pytestmark = [
 ]
 
 
-def on_the_hub(hub, folder, offline="0"):
-    """A process that runs pages with the profile ``hub`` and a cache in the folder."""
+def on_the_hub(hub, folder, profile="hub", offline="0"):
+    """A process that runs pages with the profile and a cache in the folder."""
     online = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "NO_PROXY": "*"}
-    return start(folder, "hub", SFT_PROFILE="hub", HF_HUB_OFFLINE=offline, **online)
+    return start(folder, "runner", SFT_PROFILE=str(profile), HF_HUB_OFFLINE=offline, **online)
 
 
 def told(result):
@@ -48,3 +50,14 @@ def test_the_pages_report_on_the_models_of_the_hub(hub, tmp_path):
     assert hub.requests == []  # a second build needs no network
     fingerprint = [text for text in told(second).split() if len(text) == 64][:1]
     assert fingerprint and fingerprint[0] in told(pages["07-training"])
+
+
+def test_the_example_of_the_readme_is_built_as_it_is_written(hub, tmp_path):
+    rows = [{"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(60)]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines), encoding="utf8")
+    (tmp_path / "mine.toml").write_text(readme_profile(), encoding="utf8")
+    with closing(on_the_hub(hub, tmp_path, tmp_path / "mine.toml")) as runner:
+        pages = {page: run(runner, page) for page in PAGES if not page.startswith("04")}
+    assert pages["07-training"]["loaded"] == ["HuggingFaceTB/SmolLM2-135M"]
+    assert "What is" in told(pages["08-evaluation"])
