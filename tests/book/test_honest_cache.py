@@ -431,6 +431,7 @@ def test_a_build_that_ends_early_leaves_no_kernel(book, how):
     assert not psutil.pid_exists(kernel)
 
 
+@pytest.mark.weekly  # the build of the book has it at each change
 def test_jupyter_book_with_the_configuration_of_this_book(tmp_path):
     """Cold, broken, broken again, mended: with ``-W`` and this book's own ``_config.yml``."""
     names = ("TQDM_DISABLE", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")

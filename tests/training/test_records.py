@@ -6,6 +6,7 @@ import json
 
 import pandas as pd
 import pytest
+from conftest import thinned
 from training.test_trainer import ROWS, build
 
 from sft_utils.training import records
@@ -87,7 +88,7 @@ def test_a_live_run_stands_beside_its_own_record(make, tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
-@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("live", thinned([False, True], 2))
 def test_a_stale_record_says_what_has_changed_and_what_to_do(make, changed, named, live):
     make(everything=True)
     told = rf"The record one\.json is of .*, and changed since: {named}\. `make runs` makes it"
@@ -103,7 +104,7 @@ def test_a_missing_record_says_what_to_do(make):
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", "<<<<<<< HEAD", '{"recipe": {}, "about": {}, "results": {}}']
 )
-@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("live", thinned([False, True], 2))
 def test_a_damaged_record_says_what_to_do(make, tmp_path, content, live):
     make(everything=True)
     (tmp_path / "records" / "one.json").write_text(content)
