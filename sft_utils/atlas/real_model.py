@@ -301,11 +301,11 @@ def best_rate(method: str) -> float:
 
 def repeated() -> list[Run]:
     """The runs from other seeds, at each method's best rate, and on the instructions."""
-    full = best_rate("full")
+    best = {method: best_rate(method) for method in RATES}
     return [
-        *(Run(method, best_rate(method), seed) for method in RATES for seed in SEEDS),
-        *(Run("full", full, seed, kind="instructions") for seed in SEEDS),
-        Run("full", full, template=BOOKS_TEMPLATE),
+        *(Run(method, rate, seed) for method, rate in best.items() for seed in SEEDS),
+        *(Run("full", best["full"], seed, kind="instructions") for seed in SEEDS),
+        Run("full", best["full"], template=BOOKS_TEMPLATE),
     ]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import make_model, make_tokenizer
+from conftest import code_cells, make_model, make_tokenizer
 
+from sft_utils import claims
 from sft_utils.atlas import real_model
 from sft_utils.atlas.real_model import BEFORE, SEEDS, TRIED, Run
 from sft_utils.atlas.world import load_world
@@ -83,3 +84,17 @@ def test_a_run_is_recorded_and_read_again(tiny, run):
     kept = real_model.result(run)
     assert not kept.live
     assert kept.results["test"]["response"].tolist() == made.results["test"]["response"].tolist()
+
+
+def test_if_nothing_was_learned_the_claims_of_chapter_14_fail(monkeypatch):
+    load = real_model.result
+    monkeypatch.setattr(real_model, "result", lambda run, live=False: load(BEFORE[0]))
+    stated = []
+    monkeypatch.setattr(claims, "claim", lambda *given, **limits: stated.append((given, limits)))
+    page = {}
+    for cell in code_cells("14-at-135-million.md"):
+        exec(cell, page)
+    made = [claims.Claim(*given, **limits) for given, limits in stated]
+    assert {claim.name: claim.holds for claim in made} == {
+        "real-stops": False, "real-answers": False,
+    }  # fmt: skip

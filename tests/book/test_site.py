@@ -35,7 +35,7 @@ WALKTHROUGH = (
 )  # fmt: skip
 MEASURED = (
     "09-base-knows", "10-scores", "11-controls", "12-replication", "13-cost",
-    "15-one-update", "25-machines", "26-ask",
+    "14-at-135-million", "15-one-update", "25-machines", "26-ask",
 )  # fmt: skip
 CHAPTERS = WALKTHROUGH + MEASURED
 MEMORY_MB = 1200
