@@ -54,9 +54,9 @@ RESULT = re.compile(
 ALLOWED = [
     re.compile(pattern)
     for pattern in (
-        # The size that a published model is called by: 0.6B, 7B, "0.1 B or more", "135 million".
+        # The size that a published model is called by: 0.6B, "0.1 B or more", "135 million", 135 M.
         # Never M or fewer millions, which the models made here have; no number of tokens or bytes.
-        r"(?<![\w.,])(?:[0-9]+(?:\.[0-9]+)?\s?B\b|[0-9]{3}\smillion\b)"
+        r"(?<![\w.,])(?:[0-9]+(?:\.[0-9]+)?\s?B\b|[0-9]{3}\s(?:million|M)\b)"
         r"(?!\s(?:tokens|bytes|of|per|an?)\b)",
         # A name with a number in it: Qwen3-0.6B, Llama-3.1-8B, Apache-2.0.
         r"(?<![\w.])(?=[a-z]*[A-Z])[A-Za-z]{2,}[-‑]?[0-9][A-Za-z0-9]*(?:[.‑-][A-Za-z0-9]+)*",

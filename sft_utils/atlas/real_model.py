@@ -261,7 +261,7 @@ def peak_memory(*, live: bool = False) -> Recorded:
                     [*child, method, str(batch)], check=True, stdout=subprocess.PIPE, text=True
                 ).stdout.splitlines()[-1]
                 rows.append({"method": method, "batch": batch, **json.loads(told)})
-        return {"memory": pd.DataFrame(rows)}, {"run": FILE_SUM[:16], "seeds": [0]}
+        return {"memory": pd.DataFrame(rows)}, {"run": FILE_SUM[:16], "seeds": []}
 
     runs = [recipe(Run(method, rates[0])) for method, rates in RATES.items()]
     made_from = records.hashed({"runs": runs, "measure": records.code(_tell_memory)})

@@ -124,7 +124,8 @@ def kept_or_made(
 def load(name: str, recipe: Mapping[str, str], folder: Path | None = None) -> Recorded:
     """Take a run's results from its record, whose recipe must be ``recipe``; see `recorded`."""
     kept = _read(name, recipe, folder)
-    note_run(kept.about["run"], live=False)
+    if kept.about["seeds"]:  # without, nothing was trained
+        note_run(kept.about["run"], live=False)
     return kept
 
 

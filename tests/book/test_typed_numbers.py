@@ -62,6 +62,7 @@ ALLOWED = """
     UTF-8, SHA-256, Apache-2.0, CC BY 4.0 or CC BY-SA 4.0, and arXiv:2203.02155v1.
     float32, bfloat16, bf16, fp16 and int8, in 32-bit or 4-bit.
     At 0.6B and above, at 7B, published at 0.1 B or more, 175 B parameters, at 135 million.
+    At 135 M (instruct, Q4).
     Jupyter Book 1.0.4, v2, v1.2, Python 3.11, PyTorch 2.6, TRL 1.14 and version 3.
     A 95 % interval, 95% intervals, 95 % confidence, a sign test at p < 0.05, 80 % power.
     Seed 0 and seeds 1, 2 and 3.
