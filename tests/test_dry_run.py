@@ -195,6 +195,7 @@ def test_lora_is_counted(home, check):
     assert said["disk"].startswith(f"{estimates.size(3 * 3 * 4 * trained)} for 3 checkpoints")
 
 
+@pytest.mark.weekly
 def test_what_the_mask_is_known_from_and_what_the_template_drops(home, check):
     good, said = check()
     assert good and said["mask"] == "the assistant's tokens are known from its own markers"

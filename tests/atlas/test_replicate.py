@@ -233,6 +233,7 @@ def pretrainings(folder, live=""):
     return module.pretrainings(profile, tiny(profile, folder))
 
 
+@pytest.mark.weekly
 def test_main_records_other_pretrainings_and_goes_on_where_it_was_stopped(
     shipped, work, monkeypatch, capsys
 ):

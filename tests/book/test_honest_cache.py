@@ -318,6 +318,7 @@ def test_a_quoting_page_follows_the_page_it_quotes(book):
     assert "'answer' not found in doc 'book/02-lazy'" in build.output
 
 
+@pytest.mark.weekly
 def test_the_search_keeps_the_terms_of_pages_that_are_not_written(book):
     book.edit("book/00-intro.md", "Quoted", "```{glossary}\nEnd token\n  It ends.\n```\n\nQuoted")
 
@@ -334,6 +335,7 @@ def test_the_search_keeps_the_terms_of_pages_that_are_not_written(book):
     assert terms() == before and list(before) == ["end token"]
 
 
+@pytest.mark.weekly
 def test_an_edit_while_a_page_runs_is_not_cached(book):
     edit = 'with open("../toy/sums.py", "a") as file:\n    print("# edited", file=file)'
     book.write("book/01-sums.md", page("01", "Sums", "from toy import add\nadd(1, 2)", edit))
@@ -375,6 +377,7 @@ while not (met := pathlib.Path("../{other}").exists()) and time.monotonic() < en
 met"""
 
 
+@pytest.mark.weekly
 @pytest.mark.skipif(page_runs.room() < 2, reason="no room for two kernels")
 def test_pages_of_the_books_own_models_execute_side_by_side(book):
     for name, number, other, size in (("01-sums", "01", "02", 3), ("02-lazy", "02", "01", 0)):
@@ -628,6 +631,7 @@ def test_outputs_show_no_folder_of_the_machine_and_nothing_unseen(text, shown):
     assert outputs[1].data == dict.fromkeys(data, shown) | {"image/png": text}
 
 
+@pytest.mark.weekly
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a pipe with a name holds the first build")
 def test_of_two_builds_at_once_the_second_waits_and_executes_nothing(book):
     os.mkfifo(book.root / "go")

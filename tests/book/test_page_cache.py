@@ -142,6 +142,7 @@ def test_a_damaged_database_is_thrown_away(cache: Any, how: str, said: list[str]
     assert reopened(cache).match_cache_notebook(page())
 
 
+@pytest.mark.weekly
 def test_a_database_that_another_process_writes_is_not_damaged(cache: Any, said: list[str]) -> None:
     cache.db.dispose()
     with sqlite3.connect(cache.path / "global.db", isolation_level=None) as other:

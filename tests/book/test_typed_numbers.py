@@ -309,6 +309,7 @@ def test_only_a_build_of_html_fails(book, first):
     assert (code, told(output)) == (0, []), output
 
 
+@pytest.mark.weekly
 def test_what_is_mended_or_gone_is_forgotten(tmp_path):
     book = SmallBook(tmp_path)
     book.write("conf.py", CONF)
@@ -331,6 +332,7 @@ def test_what_is_mended_or_gone_is_forgotten(tmp_path):
     assert (code, told(output)) == (0, []), output
 
 
+@pytest.mark.weekly
 def test_jupyter_book_exits_with_an_error(tmp_path):
     book = SmallBook(tmp_path)
     local = {"typed_numbers": str(EXTENSION)}

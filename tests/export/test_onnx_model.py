@@ -56,6 +56,7 @@ def test_one_graph_serves_other_weights_and_holds_none_of_the_first(tmp_path, st
     assert worst(first, tmp_path / "second.onnx", (5, 60)) > 0.01
 
 
+@pytest.mark.weekly
 def test_a_damaged_graph_is_traced_anew_and_same_weights_give_same_bytes(tmp_path, store):
     model = make_model("llama")
     export_onnx(model, tmp_path / "a.onnx", store)

@@ -9,6 +9,7 @@ import pytest
 from conftest import thinned
 from training.test_trainer import ROWS, build
 
+from sft_utils.atlas import real_model
 from sft_utils.training import records
 from sft_utils.training.records import (
     RecordError,
@@ -173,17 +174,16 @@ def test_a_choice_that_is_none_is_refused(monkeypatch):
 
 def test_the_shipped_records_are_whole():
     files = sorted(records.FOLDER.glob("*.json"))
-    names = {
-        "pretraining-0",
-        "pretraining-1",
-        "pretraining-2",
-        "replay-00",
-        "replay-05",
-        "replay-20",
+    runs = (*real_model.BEFORE, *real_model.TRIED, *real_model.repeated())
+    assert {file.stem for file in files} == {
+        *(f"pretraining-{seed}" for seed in range(3)),
+        *(f"replay-{share}" for share in ("00", "05", "20")),
+        *(run.name for run in runs),
+        real_model.MEMORY,
     }
-    assert {file.stem for file in files} == names
     for file in files:
         kept = json.loads(file.read_text("utf8"))
         run = load(file.stem, kept["recipe"])
-        assert run.about["log"] and run.results and not run.live
+        assert run.results and not run.live
+        assert "log" in run.about or not run.about["seeds"]
         assert file.stat().st_size < 500_000
