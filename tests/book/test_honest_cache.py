@@ -535,6 +535,26 @@ def test_files_named_by_the_profile_are_inputs(toy, tmp_path, monkeypatch):
     assert page_inputs.digest(before) != page_inputs.digest(after)
 
 
+def test_a_profile_that_a_page_names_is_an_input(toy, tmp_path, monkeypatch):
+    monkeypatch.delenv("SFT_PROFILE", raising=False)
+    for cell, named in (("load_profile('hub')", {"profile hub"}), ("load_profile()", set())):
+        before = page_inputs.inputs([cell], tmp_path / "book", toy, None)
+        with (toy.root / "profile_files/hub.toml").open("a") as file:
+            file.write("# changed\n")
+        after = page_inputs.inputs([cell], tmp_path / "book", toy, None)
+        assert {name for name in after if before.get(name) != after[name]} == named
+
+
+def test_what_makes_a_recorded_run_live_is_an_input(tmp_path, monkeypatch):
+    package = page_inputs.Package("sft_utils")
+    assert all((package.root / module).is_file() for module in page_inputs.LIVE)
+    cell, found = ["from sft_utils.atlas import real_model"], []
+    for value in ("", "1"):
+        monkeypatch.setenv("SFT_REAL", value)
+        found.append(page_inputs.inputs(cell, tmp_path, package, None))
+    assert found[0]["SFT_REAL"] == "" and found[1]["SFT_REAL"] == "1"
+
+
 def test_a_profile_of_the_readers_own_is_an_input_whatever_it_says(toy, tmp_path, monkeypatch):
     """None of its texts is a path, and some look like one."""
     monkeypatch.setenv("SFT_PROFILE", "mine.toml")  # in the root, and the kernel runs in book/
