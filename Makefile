@@ -65,7 +65,7 @@ weekly: $(INSTALLED_DEV)  ## Run all tests: every fault, notebook, profile and w
 models: $(INSTALLED)  ## Make the Atlas models and data again from the tables (within 90 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m sft_utils.atlas.pretrain
 
-# What was finished is kept in _build/pretrained and .runs, so that it can be stopped and called again.
+# What was trained is kept in _build/pretrained and .runs, so that it can be stopped and called again.
 runs: $(INSTALLED)  ## Make the recorded runs again, for chapters 12 to 14 (two hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m sft_utils.atlas.replicate
 	$(PIP) install --no-deps -r requirements-real.txt

@@ -360,7 +360,10 @@ def check_vocabulary(source: str, model: Any, tokenizer: Any) -> None:
 
 
 def check_causal(source: str, model: Any) -> None:
-    """Raise if a later token changes what the model expects at an earlier place, as BERT's does."""
+    """Raise if a later token changes what the model expects at an earlier place, as BERT's does.
+
+    In bfloat16 a change that is smaller than its rounding is not seen.
+    """
     import torch
 
     if model.get_input_embeddings().weight.shape[0] < 2:

@@ -3,7 +3,7 @@
 The model is an *instruct* model, read from 4-bit weights, and no base model: it was fine-tuned by
 others before. It is fine-tuned once more, on a few hundred rows of the Atlas's kind or on a hundred
 instructions of another kind, in full or with a LoRA adapter. What takes long is recorded:
-``make runs`` runs this module, where the model is installed (``make real``).
+``make runs`` installs the model and runs this module. Explained in chapter 14.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -224,7 +224,7 @@ def is_live() -> bool:
 
 
 def result(run: Run, *, live: bool = False) -> Recorded:
-    """What a run gave: from its record, or made now if it is ``live``.
+    """What a run gave: from its record, or made now if it is ``live`` (see `records.LIVE` too).
 
     Raises `records.RecordError` for a record that is missing or stale.
     """
@@ -238,9 +238,14 @@ def result(run: Run, *, live: bool = False) -> Recorded:
             trainer, lambda tuned: measure(tuned, trainer.processing_class)
         )
 
+    return _taken(run.name, recipe(run), make, live)
+
+
+def _taken(name: str, recipe: dict[str, str], make: Callable[[], Any], live: bool) -> Recorded:
+    """From a record, unless it is ``live``: a build that records all does not make these again."""
     if not live:
-        return records.load(run.name, recipe(run))
-    return records.kept_or_made(run.name, recipe(run), make, live=True)
+        return records.load(name, recipe)
+    return records.kept_or_made(name, recipe, make, live=True)
 
 
 MEMORY = "real-memory"
@@ -275,9 +280,7 @@ def peak_memory(*, live: bool = False) -> Recorded:
         "updates": [TOGETHER, MEMORY_UPDATES],
         "measure": records.code(_print_memory, _peak_mb),
     })  # fmt: skip
-    if not live:
-        return records.load(MEMORY, made_from)
-    return records.kept_or_made(MEMORY, made_from, make, live=True)
+    return _taken(MEMORY, made_from, make, live)
 
 
 def _print_memory(method: str, batch: int) -> None:

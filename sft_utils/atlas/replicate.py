@@ -133,15 +133,11 @@ def over_seeds(frames: Mapping[int, pd.DataFrame], score: str) -> Measure:
     ``frames`` maps a seed to the scored answers of its run. ``n`` is the number of runs, and the
     measure's ``run`` stands for all of them.
     """
-    from ..evaluation.statistics import seed_summary
-    from ..results import Measure
+    from ..evaluation.comparison import mean_of_seeds
 
-    summary = seed_summary([frame[score].mean() for frame in frames.values()])
+    mean = mean_of_seeds({seed: frame[score].mean() for seed, frame in frames.items()})
     runs = [frame.attrs.get("run", "") for frame in frames.values()]
-    return Measure(
-        summary.mean, "%", n=summary.n, low=summary.low, high=summary.high,
-        seeds=tuple(frames), run=f"{len(runs)} runs {digest(runs)[:16]}",
-    )  # fmt: skip
+    return replace(mean, run=f"{len(runs)} runs {digest(runs)[:16]}")
 
 
 def sd_interval(sd: float, runs: int, level: float = 0.95) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Several models on the same questions: their scores, and the differences in pairs.
 
 A difference on the same questions is told with an interval clustered by entity and with the
-number of questions that changed, each way. Chapters 09 to 13 use this module.
+number of questions that changed, each way. Chapters 09 to 14 use this module.
 """
 
 from __future__ import annotations
@@ -46,6 +46,19 @@ def change(before: pd.DataFrame, after: pd.DataFrame, score: str) -> Measure:
         pair.difference, "points", n=len(after), entities=after["entity"].nunique(),
         low=pair.low, high=pair.high, **origin_of(after),
     )  # fmt: skip
+
+
+def mean_of_seeds(values: Mapping[int, float], unit: str = "%") -> Measure:
+    """The mean of one number of each run, by its seed, with the t-interval that takes a run as one.
+
+    ``n`` is the number of runs. Chapter 14.
+    """
+    from .statistics import seed_summary
+
+    summary = seed_summary(list(values.values()))
+    return Measure(
+        summary.mean, unit, n=summary.n, low=summary.low, high=summary.high, seeds=tuple(values)
+    )
 
 
 def measures(frame: pd.DataFrame) -> SimpleNamespace:

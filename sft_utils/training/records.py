@@ -4,8 +4,9 @@ A figure made from many runs would keep a build for an hour. So its runs are *re
 out, question by question, the log of the training, the versions, the machine and the date. A
 record also holds the *recipe*, a hash of each thing that decides the result in principle: rows,
 start weights, arguments, code; not versions, threads or processor. A record whose recipe is not
-that of today is refused. And one run of each figure is made *live* at each build and compared
-with its own record. ``make runs`` makes all records again. Explained in chapter 13.
+that of today is refused. And one run of each figure of chapters 12 and 13 is made *live* at each
+build and compared with its own record; of chapter 14 one is where ``make book REAL=1`` asks for
+it. ``make runs`` makes all records again. Explained in chapter 13.
 """
 
 from __future__ import annotations

@@ -97,9 +97,8 @@ PROFILES = {
     "whole": MODELS + 'reference = "{folder}/reference"\n' + SETTINGS + WHOLE,
     "bare": MODELS + SETTINGS + BARE,
 }
-#: By profile, the chapters that each change tries: those that do something else where a reference,
-#: an adapter, columns or an evaluation is there or missing, most of all. The others are tried each
-#: week.
+#: By profile, the chapters that each change tries: a training without a reference and with an
+#: adapter, and scores beside a reference. The others are tried each week.
 EACH_CHANGE = {"whole": "08", "bare": "07"}
 #: Of which profiles a page is left out: chapter 04 is about the reference.
 LEFT_OUT = {("bare", "04-sft-reference")}
