@@ -304,7 +304,8 @@ def _read(
     ``unread`` are columns of the data that the row is given without.
     """
     if not isinstance(row, Mapping):
-        raise DataError(f" is {short(row)}. It must be an object with columns.")
+        remedy = " Call a file with one list of rows .json." if isinstance(row, list) else ""
+        raise DataError(f" is {short(row)}. It must be an object with columns.{remedy}")
     names = {_plain(name): name for name in row} | {name: name for name in row} | {**columns}
     names = {ours: theirs for ours, theirs in names.items() if theirs in row}
     shapes = _shapes_of(frozenset(names), frozenset(columns))

@@ -77,6 +77,7 @@ JSONL = {
         "row 1 (line 2): the key 'user' stands twice in one object … rename or remove",
     ),
     "truncated": (f"{GOOD}\n\n{GOOD[:-9]}", "data.jsonl, row 1 (line 3): … one whole JSON object"),
+    "one list": (f"[{GOOD}]", "data.jsonl, row 0 (line 1) is [{ … one list of rows .json"),
     "a list": ("[1, 2]", "data.jsonl, row 0 (line 1) is [1, 2]. It must be an object"),
     "NaN": ('{"prompt": "Hi", "completion": NaN}', "turn 1: … is nan, of type float … be text"),
     "many digits": ('{"id": ' + "9" * 9999 + "}", "row 0 (line 1): … not valid JSON"),
